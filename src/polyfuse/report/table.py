@@ -121,17 +121,7 @@ def console_table(data: ReportData, width: int | None = None) -> Group:
 
 
 _JUDGED = ("complete", "mean", "worst", "ece_calibrated", "regret")
-_FIRST_TO_GO = (
-    "worst_coverage",
-    "ms",
-    "parameters",
-    "seconds",
-    "ece",
-    "spread",
-    "coverage",
-    "regret",
-    "ece_calibrated",
-)
+_FIRST_TO_GO = ("worst_coverage", "ms", "parameters", "seconds", "ece", "spread", "coverage", "regret")
 
 
 def _fit(s: Summary, width: int, longest: int) -> tuple[list[Column], bool, int]:
@@ -139,7 +129,7 @@ def _fit(s: Summary, width: int, longest: int) -> tuple[list[Column], bool, int]
     shown, spread = columns(s), any(len(r.arm.seeds) > 1 for r in s.ranked)
     least = min(longest, max(16, width * 3 // 10))
     used = 0
-    for leave in ("", *_FIRST_TO_GO):
+    for leave in ("", *_FIRST_TO_GO, "ece_calibrated"):
         shown, spread = [c for c in shown if c.key != leave], spread and leave != "spread"
         used = 0
         for c in shown:

@@ -1,0 +1,353 @@
+"""The configuration of a run: a tree of frozen models of simple types, read from YAML, overridden by dotted keys.
+
+The reference page is made from the descriptions here.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from polyfuse.data.schema import DataConfig, nearest, validate
+from polyfuse.errors import UserError
+
+
+def _plain(value: Any) -> Any:
+    """A number, a text, true, false, null or a list of them: what a YAML value may be and a constructor may take."""
+    if isinstance(value, (list, tuple)) and all(_is_scalar(item) for item in value):
+        return list(value)
+    if not _is_scalar(value):
+        raise ValueError(f"should be a number, a text, true, false, null or a list of them, got {value!r}")
+    return value
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_bool)]
+Argument = Annotated[Any, BeforeValidator(_plain)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderConfig(_Frozen):
+    """The encoder of one modality."""
+
+    name: str | None = Field(
+        default=None, description="an entry of `polyfuse list encoders`; default: the one of its type"
+    )
+    embed_dim: Int | None = Field(default=None, ge=1, description="width of this embedding; default: model.embed_dim")
+    args: dict[str, Argument] = Field(
+        default_factory=dict, description="further arguments of that encoder, such as {num_layers: 4}"
+    )
+    frozen: bool = Field(default=False, description="leave the encoder's weights as they are")
+
+
+class ModelConfig(_Frozen):
+    """Encoders, fusion and head, and what training takes away from the inputs."""
+
+    fusion: str = Field(default="concat", description="an entry of `polyfuse list fusions`")
+    fusion_args: dict[str, Argument] = Field(
+        default_factory=dict, description="further arguments of the fusion, such as {num_heads: 4}"
+    )
+    embed_dim: Int = Field(default=64, ge=1, description="width of every modality's embedding")
+    hidden: Int | None = Field(default=128, ge=1, description="hidden width of the head; null: a linear head")
+    dropout: Float = Field(default=0.1, ge=0, lt=1, description="dropout in the head")
+    encoders: dict[str, EncoderConfig] = Field(default_factory=dict, description="options per modality, by its name")
+    modality_dropout: Float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="rate at which a present input is hidden in training, given that one is left; "
+        "default: 0.5, but 0 for fusion aecf, which drops by its own policy",
+    )
+    modality_dropout_schedule: Literal["bernoulli", "stratified"] = Field(
+        default="bernoulli",
+        description="bernoulli: inputs are lost independently; stratified: modality_dropout of the rows keep a number "
+        "of inputs that is uniform over 1..M",
+    )
+    corruption: Float = Field(
+        default=0.15,
+        ge=0,
+        le=1,
+        description="share of the inputs replaced by noise or another row's input, without a flag",
+    )
+    corruption_kinds: tuple[Literal["noise", "swap"], ...] = Field(
+        default=("noise", "swap"), min_length=1, description="what corruption does to an input"
+    )
+
+    @field_validator("fusion")
+    @classmethod
+    def _fusion_exists(cls, name: str) -> str:
+        from polyfuse.fusion import FUSIONS
+
+        if name not in FUSIONS:
+            raise ValueError(
+                f"unknown fusion '{name}'{nearest(name, FUSIONS) or ';'} known: {', '.join(sorted(FUSIONS))}"
+            )
+        return name
+
+    def masking(self) -> dict[str, Any]:
+        """The keyword arguments of ``polyfuse.train.stream.Masking``."""
+        rate = self.modality_dropout
+        if rate is None:
+            rate = 0.0 if self.fusion == "aecf" else 0.5
+        return {
+            "modality_dropout": rate,
+            "schedule": self.modality_dropout_schedule,
+            "corruption": self.corruption,
+            "kinds": self.corruption_kinds,
+        }
+
+
+class TrainConfig(_Frozen):
+    """The loop."""
+
+    epochs: Int = Field(default=20, ge=1, description="passes over the training rows")
+    steps: Int | None = Field(default=None, ge=1, description="optimiser steps in all; replaces epochs")
+    batch_size: Int = Field(default=64, ge=1, description="rows per optimiser step, over all processes and passes")
+    accumulate: Int = Field(
+        default=1, ge=1, description="passes a step is cut into, to save memory; the result is the same"
+    )
+    lr: Float = Field(default=2e-3, gt=0, description="peak learning rate of AdamW")
+    weight_decay: Float = Field(
+        default=0.01, ge=0, description="decay of weight matrices; norms, biases and tokens have none"
+    )
+    warmup: Float = Field(default=0.1, ge=0, lt=1, description="share of the steps that warm up, before the cosine")
+    clip: Float | None = Field(default=1.0, gt=0, description="largest norm of the gradient; null: no clipping")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        default="32-true", description="arithmetic of the model"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU where there is one")
+    patience: Int | None = Field(
+        default=5, ge=1, description="evaluations without a better validation loss before training stops; null: never"
+    )
+    evaluations: Int = Field(
+        default=20, ge=1, description="evaluations on the validation rows, evenly spread over the run"
+    )
+    seed: Int = Field(default=0, ge=0, description="seed of the weights and of every draw")
+    threads: Int | None = Field(default=None, ge=1, description="threads of PyTorch; default: as PyTorch finds them")
+    class_weights: Literal["balanced"] | dict[str, Float] | None = Field(
+        default=None, description="balanced, or a weight per class or label by its name; classification and multilabel"
+    )
+    entropy_weight: Float = Field(
+        default=0.0, ge=0, description="weight of the fusion's own entropy loss, for fusions that have one (aecf)"
+    )
+    checkpoint_seconds: Float = Field(default=20.0, gt=0, description="longest time between two checkpoints")
+    checkpoint_steps: Int | None = Field(default=None, ge=1, description="also a checkpoint every so many steps")
+
+    @field_validator("class_weights")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for name, weight in value.items():
+                if weight <= 0:
+                    raise ValueError(f"the weight of class '{name}' must be positive, got {weight}")
+        return value
+
+
+class EvaluateConfig(_Frozen):
+    """The sweep over combinations of inputs."""
+
+    batch_size: Int = Field(default=1024, ge=1, description="rows encoded at once")
+    all_subsets_up_to: Int = Field(
+        default=6, ge=1, le=12, description="modalities up to which every subset is evaluated"
+    )
+    sampled_subsets: Int = Field(default=64, ge=1, description="subsets evaluated above that")
+    drop_rates: tuple[Float, ...] = Field(
+        default=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), description="abscissae of the curve over drop rates"
+    )
+    bins: Int = Field(default=15, ge=2, description="bins of the calibration error")
+    bootstrap: Int = Field(default=2000, ge=100, description="resamples of an interval")
+    corruptions: bool = Field(default=True, description="also evaluate with one input corrupted at a time")
+    oracles: bool = Field(default=False, description="also train one model per subset, to measure the regret")
+
+    @field_validator("drop_rates")
+    @classmethod
+    def _rates(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if not rates or min(rates) < 0 or max(rates) >= 1:
+            raise ValueError("must be one or more rates in [0, 1)")
+        return rates
+
+
+class CalibrateConfig(_Frozen):
+    """Temperature, conformal sets and abstention, fitted per combination of inputs on the validation rows."""
+
+    enabled: bool = Field(default=True, description="calibrate at the end of training")
+    alpha: Float = Field(default=0.1, gt=0, lt=1, description="conformal sets miss the truth at most this often")
+    ordered: bool = Field(default=False, description="force the temperature to grow when an input is lost")
+    risk: Float = Field(
+        default=0.1, gt=0, lt=1, description="error rate among the answered rows that abstention aims at"
+    )
+
+
+class RunConfig(_Frozen):
+    """Everything that decides a run."""
+
+    data: DataConfig = Field(description="the table and what its columns are")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="encoders, fusion, head")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="the loop")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="the sweep")
+    calibrate: CalibrateConfig = Field(default_factory=CalibrateConfig, description="calibration")
+
+    @model_validator(mode="after")
+    def _encoders_have_modalities(self) -> "RunConfig":
+        for name in self.model.encoders:
+            if name not in self.data.modalities:
+                known = ", ".join(self.data.modalities)
+                hint = nearest(name, self.data.modalities) or ";"
+                raise ValueError(f"model.encoders names '{name}', which data.modalities does not{hint} known: {known}")
+        return self
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file.
+
+    Args:
+        path: The file.
+        overrides: ``"train.lr=1e-3"``: a dotted key and a YAML value.
+
+    Raises:
+        UserError: If the file is missing, is not YAML, or breaks a rule: the sentence names the key, the rule, the
+            value and the nearest known key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UserError(f"cannot read the config '{path}': {reason}") from None
+    return make_config(parse_yaml(text, f"'{path}'"), overrides)
+
+
+def make_config(values: Mapping[str, Any] | RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
+    """A config from plain values (or another config), with overrides.
+
+    Raises:
+        UserError: As ``load_config``.
+
+    Example:
+        >>> data = {"table": "t.csv", "target": "y", "modalities": {"note": {"type": "text", "column": "note"}}}
+        >>> make_config({"data": data}, ["train.lr=1e-3"]).train.lr
+        0.001
+        >>> make_config({"data": data}, ["train.learning_rat=1e-3"])
+        Traceback (most recent call last):
+        polyfuse.errors.UserError: unknown key 'train.learning_rat' (value '1e-3'); known: ...
+    """
+    tree = to_dict(values) if isinstance(values, RunConfig) else values
+    if not isinstance(tree, Mapping):
+        raise UserError(f"a config must be a mapping with 'data', 'model', 'train', ..., got {type(tree).__name__}")
+    result = {key: value for key, value in tree.items() if value is not None}  # "train:" with nothing under it
+    for override in overrides:
+        _override(result, override)
+    return validate(RunConfig, result)
+
+
+def to_dict(config: BaseModel) -> dict[str, Any]:
+    """Plain values, for YAML or JSON, in the order of the fields."""
+    return config.model_dump(mode="json")
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The whole config as YAML; ``load_config`` gives it back."""
+    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write ``to_yaml`` to ``path``."""
+    path.write_text(to_yaml(config), encoding="utf-8")
+
+
+def describe(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[tuple[str, str, str]]:
+    """``(dotted key, default, description)`` of every setting: the reference page.
+
+    Example:
+        >>> [key for key, _, _ in describe(CalibrateConfig, "calibrate.")]
+        ['calibrate.enabled', 'calibrate.alpha', 'calibrate.ordered', 'calibrate.risk']
+    """
+    rows: list[tuple[str, str, str]] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            rows += describe(kind, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        rows.append((f"{prefix}{name}", default, field.description or ""))
+    return rows
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 1e-3 as a number, as YAML 1.2 and everybody else does, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for (key, _), name in zip(node.value, keys, strict=True):
+            if keys.count(name) > 1 and name != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"key '{name}' is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads: the text '1e-3' gets quotes."""
+
+
+_EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+for _resolver in (_Loader, _Dumper):
+    _resolver.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text; ``where`` names it in errors.
+
+    Raises:
+        UserError: If it is not YAML, with the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "bad syntax"
+        raise UserError(f"{where} is not YAML{place}: {problem}") from None
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    """Set one dotted key, copying the mappings on the way."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"an override must read key=value, such as train.lr=1e-3, got '{override}'")
+    if parts[0] not in RunConfig.model_fields:
+        hint = nearest(parts[0], RunConfig.model_fields) or f"; known: {', '.join(RunConfig.model_fields)}"
+        raise UserError(f"unknown key '{key}' (value '{text}'){hint}")
+    here = tree
+    for number, part in enumerate(parts[:-1]):
+        inner = here.get(part)
+        if inner is not None and not isinstance(inner, Mapping):
+            above = ".".join(parts[: number + 1])
+            raise UserError(f"cannot set '{key}': '{above}' is the value {inner!r}, it has no keys below it")
+        here[part] = dict(inner or {})
+        here = here[part]
+    here[parts[-1]] = parse_yaml(text, f"the value of '{key}'")

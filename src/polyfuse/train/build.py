@@ -1,0 +1,148 @@
+"""Config to model: the one place that turns settings into the plain arguments of encoders, fusion and head."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from polyfuse.data.keyed import seed_of
+from polyfuse.data.schema import nearest
+from polyfuse.data.spec import ModalitySpec, TargetSpec
+from polyfuse.encoders import DEFAULTS, ENCODERS, build_encoder
+from polyfuse.errors import UserError
+from polyfuse.fusion import FUSIONS
+from polyfuse.heads import ClassificationHead, MultilabelHead, RegressionHead
+from polyfuse.models.fusion_model import FusionModel
+
+if TYPE_CHECKING:
+    from polyfuse.config import EncoderConfig, ModelConfig
+
+
+def build_model(
+    specs: Mapping[str, ModalitySpec],
+    target: TargetSpec,
+    model: "ModelConfig",
+    *,
+    seed: int = 0,
+    encoders: Mapping[str, nn.Module] | None = None,
+) -> FusionModel:
+    """A ``FusionModel`` with fresh weights; the global random state is left as it was.
+
+    Args:
+        specs: One per modality; their order is the column order of ``present``.
+        target: Decides the head.
+        model: The settings.
+        seed: Of the weights. Every encoder, the fusion and the head draw from a seed of their own, so two fusions with
+            the same seed start from the same encoders.
+        encoders: Modules to use instead of new ones, by modality: trained before, or ``nn.Identity()`` for features
+            cached in a ``vector`` modality.
+
+    Raises:
+        UserError: If a name or an argument in ``model`` does not exist or does not fit.
+    """
+    made = dict(encoders or {})
+    widths: dict[str, int] = {}
+    for name, spec in specs.items():
+        options = model.encoders.get(name)
+        if name in made:
+            widths[name] = encoder_width(made[name], spec)
+            continue
+        widths[name] = (options.embed_dim if options else None) or model.embed_dim
+        with _seeded(seed, f"encoder {name}"):
+            made[name] = _encoder(spec, widths[name], options)
+    outputs = 2 if target.task == "regression" else target.outputs
+    with _seeded(seed, "fusion"):
+        fusion_class = FUSIONS[model.fusion]
+        out_dim = outputs if getattr(fusion_class, "decision_level", False) else model.embed_dim
+        fusion = _construct(
+            fusion_class, (tuple(specs), widths, out_dim), dict(model.fusion_args), "model.fusion_args", model.fusion
+        )
+    with _seeded(seed, "head"):
+        head = None if fusion.decision_level else build_head(target, fusion.out_dim, model.hidden, model.dropout)
+    return FusionModel(made, fusion, head)
+
+
+def build_head(target: TargetSpec, in_dim: int, hidden: int | None = None, dropout: float = 0.0) -> nn.Module:
+    """The head of a task."""
+    if target.task == "regression":
+        return RegressionHead(in_dim, hidden=hidden, dropout=dropout)
+    if target.outputs < 1:
+        raise UserError(f"a {target.task} target needs classes, got none")
+    head = ClassificationHead if target.task == "classification" else MultilabelHead
+    return head(in_dim, target.outputs, hidden=hidden, dropout=dropout)
+
+
+def encoder_width(encoder: nn.Module, spec: ModalitySpec) -> int:
+    """Width of an embedding: the encoder's ``embed_dim``, that of its layer ``project``, or what ``nn.Identity`` lets by.
+
+    Raises:
+        ValueError: If it cannot be told.
+    """
+    if isinstance(encoder, nn.Identity):
+        if spec.type != "vector":
+            raise ValueError(f"nn.Identity needs a vector modality, but '{spec.name}' is {spec.type}")
+        return spec.size("width")
+    width = getattr(encoder, "embed_dim", None) or getattr(getattr(encoder, "project", None), "out_features", None)
+    if not isinstance(width, int):
+        raise ValueError(f"the encoder of '{spec.name}' must have an int embed_dim, got {type(encoder).__name__}")
+    return width
+
+
+def parameter_count(model: nn.Module, *, trainable: bool = False) -> int:
+    """Number of parameters, all or those that train."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+
+def _encoder(spec: ModalitySpec, embed_dim: int, options: "EncoderConfig | None") -> nn.Module:
+    where = f"model.encoders.{spec.name}"
+    name = options.name if options is not None else None
+    if name is not None and name not in ENCODERS:
+        raise UserError(
+            f"'{where}.name': unknown encoder '{name}'{nearest(name, ENCODERS) or ';'} known: {', '.join(ENCODERS)}"
+        )
+    args = dict(options.args) if options is not None else {}
+    kind = ENCODERS[name or DEFAULTS[spec.type]]
+    _check_arguments(kind, args, f"{where}.args", name or DEFAULTS[spec.type], fixed=tuple(spec.options))
+    try:
+        encoder = build_encoder(spec, embed_dim, name, **args)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"'{where}': {error}") from None
+    return freeze(encoder) if options is not None and options.frozen else encoder
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """The module in eval mode, none of its parameters trainable."""
+    return module.eval().requires_grad_(False)
+
+
+def _construct(kind: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], key: str, name: str) -> Any:
+    _check_arguments(kind, kwargs, key, name)
+    try:
+        return kind(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"'{key}' of {name}: {error}") from None
+
+
+def _check_arguments(
+    kind: Callable[..., Any], kwargs: Mapping[str, Any], key: str, name: str, fixed: tuple[str, ...] = ()
+) -> None:
+    """Refuse unknown arguments, and those in ``fixed``, which the data decide."""
+    parameters = inspect.signature(kind).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("device", "dtype", *fixed)]
+    for argument in kwargs:
+        if argument not in known:
+            hint = nearest(argument, known) or ";"
+            raise UserError(
+                f"unknown key '{key}.{argument}'{hint} {name} takes: {', '.join(known) or 'no further arguments'}"
+            )
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, part: str) -> Iterator[None]:
+    """Run a block with the global generator seeded for one part, and put its state back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(seed, "weights", part))
+        yield

@@ -1,0 +1,151 @@
+"""Checkpoints: one safetensors file with model, optimiser and counters, written in one atomic step.
+
+A process killed while it writes leaves the previous file whole. There is no random state in the file: every draw of a
+run is keyed (``data/keyed.py``), so weights, moments and the step number say everything.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from polyfuse.errors import UserError
+
+BEST, LAST, METRICS = "best.safetensors", "last.safetensors", "metrics.jsonl"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        tensors: By name: ``model.<name>``, ``optimizer.<parameter number>.<name>``, ``loop.<name>``.
+        state: JSON-able counters and settings.
+    """
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under ``prefix.``, without it."""
+        head = f"{prefix}."
+        return {name.removeprefix(head): tensor for name, tensor in self.tensors.items() if name.startswith(head)}
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write to a sibling file, flush it to the disk, and rename it over ``path``."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    metadata = {"polyfuse": json.dumps({"format": _FORMAT, **state}, allow_nan=True)}
+    try:
+        save_file(_own_storage(tensors), temporary, metadata=metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a file that ``write_checkpoint`` wrote; tensors on the CPU.
+
+    Raises:
+        UserError: If the file is missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at '{path}'; train first, or give the folder of a run")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"'{path}' is not a readable checkpoint ({error}); delete it and train again") from None
+    state = json.loads(metadata.get("polyfuse", "{}"))
+    if state.pop("format", None) != _FORMAT:
+        raise UserError(f"'{path}' is not a polyfuse checkpoint of format {_FORMAT}")
+    return Checkpoint(tensors, state)
+
+
+def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A model's state dict as ``model.<name>`` tensors, and its entries that are not tensors (JSON-able)."""
+    tensors, extra = {}, {}
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            tensors[f"model.{name}"] = value
+        else:
+            extra[name] = value
+    return tensors, extra
+
+
+def load_model(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy the weights of ``checkpoint`` into ``model``; every name and shape must agree.
+
+    Raises:
+        UserError: If they do not: the checkpoint is of another model.
+    """
+    try:
+        model.load_state_dict({**checkpoint.part("model"), **checkpoint.state.get("extra", {})})
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the checkpoint does not fit this model: {reason[:600]}") from None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Every moment as ``optimizer.<parameter number>.<name>``."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{number}.{name}": value if isinstance(value, Tensor) else torch.tensor(float(value))
+        for number, entry in state.items()
+        for name, value in entry.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Put the moments of ``checkpoint`` into ``optimizer``, in memory of its own."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for path, tensor in checkpoint.part("optimizer").items():
+        number, _, name = path.partition(".")
+        # A copy is aligned as torch allocates; a slice of the file need not be, and kernels may round differently.
+        state.setdefault(int(number), {})[name] = tensor.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def cut_metrics(path: Path, size: int) -> list[dict[str, Any]]:
+    """Cut ``metrics.jsonl`` back to its ``size`` at the checkpoint, and return the records that remain."""
+    if not path.exists():
+        path.touch()
+    if path.stat().st_size > size:
+        os.truncate(path, size)
+    return read_metrics(path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def append_metrics(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line to ``metrics.jsonl``."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors, no two of which share memory: the format refuses tied weights."""
+    seen: set[int] = set()
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage().data_ptr()
+        if storage in seen or own.untyped_storage().nbytes() != own.numel() * own.element_size():
+            own = own.clone()
+        seen.add(own.untyped_storage().data_ptr())
+        result[name] = own
+    return result

@@ -1,0 +1,435 @@
+"""The training loop: resumable to the same bits, the same result on any number of processes.
+
+Nothing in it is random but what ``data/keyed.py`` draws, so a checkpoint is weights, moments
+and the number of the step.
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from polyfuse.data.batch import Batch
+from polyfuse.data.keyed import seed_of
+from polyfuse.errors import UserError
+from polyfuse.train.checkpoint import (
+    BEST,
+    LAST,
+    METRICS,
+    append_metrics,
+    cut_metrics,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
+from polyfuse.train.devices import Device, FabricDevice, PlainDevice, freeze_modes
+from polyfuse.train.objective import Objective, class_weight
+from polyfuse.train.progress import Bar
+from polyfuse.train.schedule import evaluation_steps, learning_rate, make_optimizer, set_learning_rate
+from polyfuse.train.stream import Masking, Step, Stream
+from polyfuse.train.validation import SubsetLoss
+
+if TYPE_CHECKING:
+    from polyfuse.config import TrainConfig
+
+_NOT_DECISIVE = {"threads", "device", "checkpoint_seconds", "checkpoint_steps"}
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training run came to. The best weights are in the model.
+
+    Attributes:
+        best_metric: Lowest validation loss, mean over subsets; NaN without validation rows.
+        best_epoch: Epoch, counted from 1, in which it was reached.
+        best_step: Step after which it was reached.
+        steps: Optimiser steps done.
+        seconds: Time in the loop, interrupted runs added up.
+        history: The records of ``metrics.jsonl``.
+        realised_drop_rate: Share of the present inputs hidden in training, by the loop and by the fusion's own policy.
+        stopped_early: Training ended before the last step.
+    """
+
+    best_metric: float
+    best_epoch: int
+    best_step: int
+    steps: int
+    seconds: float
+    history: list[dict[str, Any]]
+    realised_drop_rate: float
+    stopped_early: bool
+
+
+@dataclass
+class _State:
+    """The counters of a run: everything that is not a weight or a moment. ``rows`` counts since the last evaluation."""
+
+    step: int = 0
+    best: float = math.inf
+    best_step: int = 0
+    stale: int = 0
+    rows: int = 0
+    rows_in_all: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+
+
+def fit(
+    model: nn.Module,
+    train: Batch,
+    validation: Batch | None,
+    config: "TrainConfig",
+    *,
+    task: str,
+    masking: Masking | Mapping[str, Any] | None = None,
+    classes: Sequence[str] = (),
+    run_dir: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    fabric: Any = None,
+) -> FitResult:
+    """Train ``model`` in place and leave its best weights in it.
+
+    Args:
+        model: A ``FusionModel``; parameters that do not require a gradient stay as they are.
+        train: Training rows with targets.
+        validation: Rows for early stopping and for the choice of the best weights; None or no rows: the last are kept.
+        config: The loop's settings.
+        task: Of ``task_loss``.
+        masking: Modality dropout and corruption (``ModelConfig.masking()``); None = neither.
+        classes: Class or label names, for ``config.class_weights`` by name.
+        run_dir: Folder for checkpoints and ``metrics.jsonl``; None writes nothing.
+        resume: Go on from ``run_dir``'s last checkpoint, if there is one.
+        progress: Show progress on stderr.
+        fabric: A launched Fabric (``make_fabric``); None = one process on the CPU.
+
+    Raises:
+        UserError: If ``run_dir`` holds a run and ``resume`` is off, if its checkpoint belongs to other settings or
+            data, or if the loss stops being a number.
+        KeyboardInterrupt: On Ctrl-C, after the step in hand is done and a checkpoint is written.
+    """
+    if train.target is None or len(train) == 0:
+        raise UserError("training needs rows with a target, got none")
+    threads = torch.get_num_threads()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = PlainDevice(config.precision) if fabric is None else FabricDevice(fabric)
+    home = next(model.parameters()).device
+    chosen = masking if isinstance(masking, Masking) else Masking(**(masking or {}))
+    try:
+        with torch.random.fork_rng(devices=[device.device] if device.device.type == "cuda" else []):
+            loop = _Loop(model, train, validation, config, task, chosen, classes, run_dir, device)
+            loop.open(resume)
+            return loop.run(progress)
+    finally:
+        model.eval()
+        model.to(home)
+        torch.set_num_threads(threads)
+
+
+class _Loop:
+    """One run. ``open`` finds where it stands, ``run`` brings it to the end."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Batch,
+        validation: Batch | None,
+        config: "TrainConfig",
+        task: str,
+        masking: Masking,
+        classes: Sequence[str],
+        run_dir: Path | None,
+        device: Device,
+    ) -> None:
+        self.model, self.config, self.device, self.run_dir = model, config, device, run_dir
+        shard: dict[str, Any] = {"rank": device.rank, "world_size": device.world_size, "device": device.device}
+        self.stream = Stream(
+            train, config.batch_size, accumulate=config.accumulate, masking=masking, seed=config.seed, **shard
+        )
+        self.total = config.steps or config.epochs * self.stream.steps_per_epoch
+        self.moments = evaluation_steps(self.total, config.evaluations)
+        self.validate = SubsetLoss(validation, task, **shard) if validation is not None and len(validation) else None
+        assert train.target is not None  # noqa: S101 - fit refuses it
+        weight = self._class_weight(train, task, classes)
+        self.objective = Objective(task, weight, getattr(model, "fusion", None), config.entropy_weight)
+        self.optimizer, _ = make_optimizer(model, config.lr, config.weight_decay, fused=device.fused_optimizer)
+        # Over this process's rows: task loss since the last evaluation, and the fusion's own drop rate since the start.
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device.device)
+        self.state = _State()
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] | None = None
+        self.fingerprint = _fingerprint(config, masking, task, train, device.world_size)
+        ramps: list[Any] = [getattr(module, "set_progress", None) for module in model.modules()]
+        self.set_progress: Callable[[float], Any] | None = next(filter(callable, ramps), None)  # the outermost
+
+    def _class_weight(self, train: Batch, task: str, classes: Sequence[str]) -> Tensor | None:
+        if self.config.class_weights is None or train.target is None:
+            return None
+        first = train.rows(torch.zeros(1, dtype=torch.int64))
+        with torch.no_grad():
+            outputs = self.model.cpu().eval()(first.inputs, first.present).logits.shape[1]
+        weight = class_weight(self.config.class_weights, task, train.target, classes, outputs)
+        return None if weight is None else weight.to(self.device.device)
+
+    def open(self, resume: bool) -> None:
+        """Take up the last checkpoint, or begin; refuse to write over a run."""
+        last = None if self.run_dir is None else self.run_dir / LAST
+        found = last is not None and last.exists()
+        if found and not resume:
+            raise UserError(f"'{self.run_dir}' holds a run already; resume it or choose another folder")
+        self.module, self.wrapped_optimizer = self.device.setup(self.model, self.optimizer)
+        size = 0
+        if found and last is not None:
+            size = self._restore(last)
+        self.device.barrier()  # no process may write before all have looked
+        if self.run_dir is not None and self.device.rank == 0:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.history = cut_metrics(self.run_dir / METRICS, size)
+
+    def run(self, progress: bool) -> FitResult:
+        """Train to the end, or to early stopping."""
+        state, config = self.state, self.config
+        started, saved = time.perf_counter() - state.seconds, time.perf_counter()
+        bar = Bar(self.total, state.step, enabled=progress and self.device.rank == 0)
+        with _Interrupt(self.run_dir is not None) as interrupt, bar:
+            freeze_modes(self.model)
+            for step in self._steps():
+                self._train(step)
+                state.step += 1
+                now = time.perf_counter()
+                state.seconds = now - started
+                due = state.step in self.moments
+                if due:
+                    bar.evaluated(self._evaluate())
+                else:
+                    bar.step(state.step, self.sums[0], state.rows)
+                wanted = config.checkpoint_steps is not None and state.step % config.checkpoint_steps == 0
+                if due or wanted or interrupt.asked or now - saved > config.checkpoint_seconds:
+                    self._save()
+                    saved = time.perf_counter()
+                if interrupt.asked and not state.finished:
+                    raise KeyboardInterrupt
+        return self._finish()
+
+    def _steps(self) -> Iterator[Step]:
+        while self.state.step < self.total and not self.state.finished:
+            epoch, start = divmod(self.state.step, self.stream.steps_per_epoch)
+            for step in self.stream.epoch(epoch, start):
+                yield step
+                if self.state.step >= self.total or self.state.finished:
+                    return
+
+    def _train(self, step: Step) -> None:
+        """One optimiser step. Sums over rows, divided by the rows of all processes: uneven shares weigh by rows."""
+        device, config, number = self.device, self.config, self.state.step
+        seed = seed_of(config.seed, "step", number, device.rank)  # for nn.Dropout and fusions that draw
+        if device.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+        set_learning_rate(self.optimizer, learning_rate(number, self.total, config.lr, config.warmup))
+        if self.set_progress is not None:
+            self.set_progress(number / self.total)
+        self.wrapped_optimizer.zero_grad(set_to_none=True)
+        scale = device.world_size / step.rows  # processes average their gradients
+        for i, part in enumerate(step.passes, start=1):
+            target = part.batch.target
+            assert target is not None  # noqa: S101 - fit refuses it
+            with device.no_sync(self.module, i < len(step.passes)):
+                with device.autocast():
+                    output = self.module(part.batch.inputs, part.batch.present)
+                    loss, task_sum = self.objective(output, target)
+                device.backward(loss * (part.weight * scale))
+            if part.weight:
+                self.sums[0] += task_sum
+                self.state.rows += len(part.batch)
+                self.state.rows_in_all += len(part.batch)
+                rate = output.info.get("mask_rate")
+                if rate is not None:
+                    self.sums[1] += rate.detach().mean() * len(part.batch)
+        if config.clip is not None:
+            device.clip(self.module, self.wrapped_optimizer, config.clip)
+        self.wrapped_optimizer.step()
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Losses over all processes, the best weights, early stopping, one line of metrics."""
+        state = self.state
+        record: dict[str, Any] = {
+            "step": state.step,
+            "epoch": state.step / self.stream.steps_per_epoch,
+            "learning_rate": learning_rate(state.step - 1, self.total, self.config.lr, self.config.warmup),
+        }
+        mine = torch.stack([self.sums[0], torch.tensor(state.rows, dtype=torch.float64, device=self.device.device)])
+        if self.validate is not None:
+            self.model.eval()
+            mine = torch.cat([mine, self.validate.sums(self.model, self.device.autocast())])
+            freeze_modes(self.model)
+        everyone = self.device.total(mine).cpu()
+        record["train_loss"] = (everyone[0] / everyone[1]).item()
+        self.sums[0], state.rows = 0.0, 0
+        if self.validate is not None:
+            record |= self.validate.reduce(everyone[2:])
+        self._judge(record)
+        record["seconds"] = round(state.seconds, 3)
+        self.history.append(record)
+        if self.run_dir is not None and self.device.rank == 0:
+            append_metrics(self.run_dir / METRICS, record)
+        return record
+
+    def _judge(self, record: dict[str, Any]) -> None:
+        """Keep the weights if they are the best so far; stop if there was no better for too long."""
+        state = self.state
+        loss = record.get("validation_loss", record["train_loss"])
+        broken = not math.isfinite(loss) or (self.device.fused_optimizer and not math.isfinite(record["train_loss"]))
+        if broken:
+            raise UserError(
+                f"at step {state.step} the loss is {record['train_loss']}, on validation "
+                f"{record.get('validation_loss')}; lower train.lr (now {self.config.lr}) or look for "
+                "extreme values in the inputs"
+            )
+        # Without validation rows the last weights are the answer.
+        better = self.validate is None or loss < state.best
+        state.stale = 0 if better else state.stale + 1
+        patience = self.config.patience
+        state.finished = state.step >= self.total or (patience is not None and state.stale >= patience)
+        if not better:
+            return
+        state.best, state.best_step = loss, state.step
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        self.best = {
+            name: value.detach().clone() if isinstance(value, Tensor) else value
+            for name, value in self.model.state_dict().items()
+            if name not in frozen
+        }
+        if self.run_dir is not None and self.device.rank == 0:
+            tensors, extra = model_tensors(self.model)
+            write_checkpoint(self.run_dir / BEST, tensors, {"extra": extra, "step": state.step, "loss": loss})
+
+    def _save(self) -> None:
+        """Write the last checkpoint. A loss that is not finite is left for the next evaluation to report."""
+        if self.run_dir is None or self.device.rank != 0 or not bool(self.sums.isfinite().all()):
+            return
+        tensors, extra = model_tensors(self.model)
+        tensors |= optimizer_tensors(self.optimizer) | {"loop.sums": self.sums}
+        metrics = self.run_dir / METRICS
+        state = {
+            "extra": extra,
+            "counters": asdict(self.state),
+            "scaler": self.device.scaler_state(),
+            "fingerprint": self.fingerprint,
+            "threads": torch.get_num_threads(),
+            "metrics_size": metrics.stat().st_size if metrics.exists() else 0,
+        }
+        write_checkpoint(self.run_dir / LAST, tensors, state)
+
+    def _restore(self, last: Path) -> int:
+        """Take over weights, moments and counters; return the size of ``metrics.jsonl`` at that moment."""
+        checkpoint = read_checkpoint(last)
+        saved = checkpoint.state
+        for key, now in self.fingerprint.items():
+            then = saved["fingerprint"].get(key)
+            if then != now and key != "processes":
+                raise UserError(f"cannot resume '{self.run_dir}': {key} was {then}, is now {now}; start a new run")
+        for name, then, now in (
+            ("threads", saved["threads"], torch.get_num_threads()),
+            ("processes", saved["fingerprint"]["processes"], self.device.world_size),
+        ):
+            if then != now:
+                warnings.warn(
+                    f"resuming with {now} {name} a run begun with {then}: results may differ in the last bits",
+                    stacklevel=2,
+                )
+        load_model(self.model, checkpoint)
+        load_optimizer(self.optimizer, checkpoint)
+        self.device.load_scaler_state(saved["scaler"])
+        self.state = _State(**saved["counters"])
+        if self.device.rank == 0:
+            self.sums.copy_(checkpoint.tensors["loop.sums"])
+        else:  # the file holds the first process's share of the running means
+            self.state.rows = self.state.rows_in_all = 0
+        return int(saved["metrics_size"])
+
+    def _finish(self) -> FitResult:
+        """Put the best weights in place and sum up."""
+        state, per_epoch = self.state, self.stream.steps_per_epoch
+        self.device.barrier()  # the first process has written the best weights
+        if self.best is not None:
+            self.model.load_state_dict(self.best, strict=False)
+        elif self.run_dir is not None:
+            load_model(self.model, read_checkpoint(self.run_dir / BEST))
+        return FitResult(
+            best_metric=state.best if self.validate is not None else math.nan,
+            best_epoch=-(-state.best_step // per_epoch),
+            best_step=state.best_step,
+            steps=state.step,
+            seconds=state.seconds,
+            history=self.history,
+            realised_drop_rate=self._drop_rate(),
+            stopped_early=state.step < self.total,
+        )
+
+    def _drop_rate(self) -> float:
+        """What the loop hid (counted anew: its draws are keyed), and of the rest what the fusion hid."""
+        dropped = offered = 0
+        if self.stream.masking.modality_dropout > 0:
+            epochs, rest = divmod(self.state.step, self.stream.steps_per_epoch)
+            for epoch in range(epochs + (rest > 0)):
+                counts = self.stream.drop_counts(epoch, rest if epoch == epochs else self.stream.steps_per_epoch)
+                dropped, offered = dropped + counts[0], offered + counts[1]
+        loop = dropped / max(offered, 1)
+        rows = torch.tensor(self.state.rows_in_all, dtype=torch.float64, device=self.device.device)
+        mask_sum, everyone = self.device.total(torch.stack([self.sums[1], rows])).tolist()
+        return 1.0 - (1.0 - loop) * (1.0 - mask_sum / max(everyone, 1.0))
+
+
+class _Interrupt(contextlib.AbstractContextManager["_Interrupt"]):
+    """Turns the first Ctrl-C into ``asked``, so that a step is never cut in half; the second one ends at once."""
+
+    def __init__(self, enabled: bool) -> None:
+        # Python takes signals in the main thread only.
+        self.enabled = enabled and threading.current_thread() is threading.main_thread()
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> "_Interrupt":
+        if self.enabled:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self.enabled:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def _fingerprint(config: "TrainConfig", masking: Masking, task: str, train: Batch, world_size: int) -> dict[str, Any]:
+    """Everything that must agree for a run to be taken up again, by name."""
+    settings = {f"train.{k}": v for k, v in config.model_dump(mode="json").items() if k not in _NOT_DECISIVE}
+    masks = {f"masking.{k}": list(v) if isinstance(v, tuple) else v for k, v in asdict(masking).items()}
+    data = {
+        "task": task,
+        "modalities": list(train.modalities),
+        "training rows": len(train),
+        "checksum of row keys": int(train.keys.sum()),
+        "present inputs": int(train.present.sum()),
+        "processes": world_size,
+    }
+    return settings | masks | data

@@ -28,7 +28,9 @@ app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to override, such as train.lr=1e-3.", metavar="[KEY=VALUE]...")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to override, such as train.lr=1e-3.", metavar="[KEY=VALUE]...")
+]
 
 
 def say(message: str) -> None:
@@ -51,7 +53,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -59,7 +63,9 @@ def _root(
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="Folder of the report; default runs/demo-N.")] = None,
-    scale: Annotated[str, typer.Option(help="full (about three minutes on two cores) or smoke (seconds; numbers mean nothing).")] = "full",
+    scale: Annotated[
+        str, typer.Option(help="full (about three minutes on two cores) or smoke (seconds; numbers mean nothing).")
+    ] = "full",
     seeds: Annotated[int | None, typer.Option(help="Seeds per arm; default 5.")] = None,
     workers: Annotated[int, typer.Option(help="Processes, one thread each.")] = 2,
     as_json: Json = False,
@@ -75,7 +81,9 @@ def demo(
 def inspect(
     table: Annotated[Path, typer.Argument(help="A .csv, .parquet or .jsonl table.")],
     target: Annotated[str | None, typer.Option(help="The column to predict; guessed and named when left out.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the proposed config here (YAML).")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the proposed config here (YAML).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the modalities, the holes and the balance of a table, and propose a config."""
@@ -87,11 +95,15 @@ def inspect(
 
 @app.command()
 def train(
-    source: Annotated[Path, typer.Argument(help="A config (.yaml), or a table with --target, or with --resume a run folder.")],
+    source: Annotated[
+        Path, typer.Argument(help="A config (.yaml), or a table with --target, or with --resume a run folder.")
+    ],
     overrides: Overrides = None,
     target: Annotated[str | None, typer.Option(help="The column to predict, when SOURCE is a table.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; default runs/NAME-N. Never overwritten.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="SOURCE is an interrupted run: carry on to the same result.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="SOURCE is an interrupted run: carry on to the same result.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train, calibrate, evaluate on every combination of inputs, and write the report."""
@@ -106,7 +118,9 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     table: Annotated[Path | None, typer.Option(help="Another labelled table; default the run's own test rows.")] = None,
-    oracles: Annotated[bool, typer.Option("--oracles", help="Train one model per combination of inputs, for the regret.")] = False,
+    oracles: Annotated[
+        bool, typer.Option("--oracles", help="Train one model per combination of inputs, for the regret.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score a run on every combination of inputs and refresh its report."""
@@ -120,8 +134,12 @@ def evaluate(
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     table: Annotated[Path, typer.Argument(help="The table to predict; columns may be missing, rows may have holes.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help=".parquet or .csv; default CSV on stdout.")] = None,
-    allow_outside: Annotated[bool, typer.Option("--allow-outside", help="Accept file paths outside the table's folder.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help=".parquet or .csv; default CSV on stdout.")
+    ] = None,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Accept file paths outside the table's folder.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON (needs -o).")] = False,
 ) -> None:
     """Stream a table through a run: label, calibrated probabilities, conformal set, abstain flag, reason per bad row."""
@@ -140,11 +158,17 @@ def predict(
 def compare(
     config: Annotated[Path, typer.Argument(help="A config (.yaml), or a table with --target.")],
     overrides: Overrides = None,
-    fusions: Annotated[str, typer.Option(help="Comma-separated fusions; see polyfuse list fusions.")] = "concat,late,gated,aecf",
+    fusions: Annotated[
+        str, typer.Option(help="Comma-separated fusions; see polyfuse list fusions.")
+    ] = "concat,late,gated,aecf",
     seeds: Annotated[int, typer.Option(help="Seeds per arm.")] = 5,
     target: Annotated[str | None, typer.Option(help="The column to predict, when CONFIG is a table.")] = None,
-    frozen: Annotated[bool, typer.Option("--frozen", help="Train the encoders once, freeze and cache them; arms train the fusion.")] = False,
-    oracles: Annotated[bool, typer.Option("--oracles", help="Also one model per combination of inputs, for the regret.")] = False,
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="Train the encoders once, freeze and cache them; arms train the fusion.")
+    ] = False,
+    oracles: Annotated[
+        bool, typer.Option("--oracles", help="Also one model per combination of inputs, for the regret.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; default runs/compare-N.")] = None,
     workers: Annotated[int, typer.Option(help="Processes, one thread each.")] = 2,
     as_json: Json = False,
@@ -154,8 +178,16 @@ def compare(
 
     names = [name.strip() for name in fusions.split(",") if name.strip()]
     result = compare_runs(
-        config, overrides=overrides or [], fusions=names, seeds=seeds, target=target, frozen=frozen, oracles=oracles,
-        out=out, workers=workers, say=say,
+        config,
+        overrides=overrides or [],
+        fusions=names,
+        seeds=seeds,
+        target=target,
+        frozen=frozen,
+        oracles=oracles,
+        out=out,
+        workers=workers,
+        say=say,
     )
     emit(result.to_dict(), as_json, result.text)
 
@@ -176,7 +208,9 @@ def list_parts(
 @data_app.command("fetch")
 def data_fetch(
     name: Annotated[str, typer.Argument(help="See polyfuse list datasets.")],
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Regenerate the shipped files and report any difference.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Regenerate the shipped files and report any difference.")
+    ] = False,
 ) -> None:
     """Fetch a public data set through its package client, checksummed, with its licence."""
     from polyfuse.data.fetch import fetch, rebuild_dataset

@@ -1,0 +1,137 @@
+"""Judge one trained model on test rows: everything that a report shows about one arm and seed.
+
+Used by a plain training run (one arm, one seed) and by every comparison (many), so that both say the same things.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyfuse.data.batch import Batch
+from polyfuse.data.corrupt import InputScale
+from polyfuse.evaluate.corruptions import corruption_records
+from polyfuse.evaluate.records import Record, own_record, records, reliability_records
+from polyfuse.evaluate.subsets import subsets_of
+from polyfuse.evaluate.sweep import sweep
+from polyfuse.evaluate.table import Calibrator, drop_curve, row_means, violation_rate
+from polyfuse.report.records import (
+    Bin,
+    CorruptionRecord,
+    CurvePoint,
+    Metric,
+    Reliability,
+    ReportData,
+    SeedRecord,
+    SubsetRecord,
+    Weights,
+    ordered_subset,
+)
+
+if TYPE_CHECKING:
+    from polyfuse.config import EvaluateConfig
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one arm and seed did on the test rows: plain values, cheap to send between processes.
+
+    Attributes:
+        records: One flat record per subset.
+        own: The rows as found, with their own holes.
+        seed_metrics: Numbers that belong to no subset.
+        curve: ``(rate, primary metric)``.
+        corruption: One flat record per corruption and modality.
+        reliability: Diagrams per subset and stage.
+        losses: ``(N,)`` mean loss of each row over its subsets (error, Hamming or squared error); NaN without any.
+            ``evaluate.intervals.paired_difference`` compares two arms by them.
+        nll: ``(N,)`` the same of the negative log-likelihood, after calibration where there is one.
+    """
+
+    records: list[Record]
+    own: Record
+    seed_metrics: dict[str, float]
+    curve: list[tuple[float, float]]
+    corruption: list[Record]
+    reliability: list[Record]
+    losses: NDArray[np.float64]
+    nll: NDArray[np.float64]
+
+    def add_to(self, report: ReportData, arm: str, seed: int, *, reliability: bool = True) -> None:
+        """Append everything to a report under ``arm`` and ``seed``."""
+        names = report.modalities
+        report.subset_records += [
+            SubsetRecord.from_metrics(arm, seed, {**r, "subset": ordered_subset(r["modalities"], names)})
+            for r in self.records
+        ]
+        report.seed_records.append(SeedRecord(arm, seed, self.seed_metrics))
+        report.curves += [CurvePoint(arm, seed, rate, value) for rate, value in self.curve]
+        report.corruption += [CorruptionRecord.from_metrics(arm, seed, r) for r in self.corruption]
+        report.weights += [
+            Weights(arm, ordered_subset(r["modalities"], names), r["weights"], seed)
+            for r in self.records
+            if r.get("weights")
+        ]
+        if reliability:
+            report.reliability += [
+                Reliability(
+                    arm, ordered_subset(r["modalities"], names), r["stage"], tuple(Bin(**_bin(b)) for b in r["bins"])
+                )
+                for r in self.reliability
+            ]
+
+
+def _bin(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"confidence": record["confidence"], "accuracy": record["accuracy"], "count": int(record["count"])}
+
+
+def judge(
+    model: Any,
+    test: Batch,
+    task: str,
+    calibration: Calibrator | None = None,
+    *,
+    evaluate: "EvaluateConfig",
+    scale: float = 1.0,
+    scales: Mapping[str, InputScale] | None = None,
+    subsets: NDArray[np.bool_] | None = None,
+    corruptions: bool | None = None,
+) -> Judgement:
+    """Sweep a model over every combination of inputs and score it.
+
+    Args:
+        model: A ``FusionModel`` or a baseline with ``predict_logits``.
+        test: Rows with targets.
+        task: classification, multilabel or regression.
+        calibration: Fitted on validation rows; None = raw scores only.
+        evaluate: Batch size, subsets, rates, corruptions.
+        scale: Standard deviation of the target in training (regression).
+        scales: ``fit_scales`` of the training inputs, the unit of test noise.
+        subsets: ``(S, M)`` to ask about; None = all up to ``evaluate.all_subsets_up_to`` modalities.
+        corruptions: Overrides ``evaluate.corruptions``.
+    """
+    masks = subsets_of(test.present.cpu().numpy(), at_most=evaluate.sampled_subsets) if subsets is None else subsets
+    swept = sweep(model, test, subsets=masks, task=task, batch_size=evaluate.batch_size)
+    primary = Metric.of_task(task).name
+    curve = drop_curve(swept, task, evaluate.drop_rates, calibration=calibration, scale=scale)
+    broken: list[Record] = []
+    if evaluate.corruptions if corruptions is None else corruptions:
+        broken = corruption_records(
+            model, test, task, calibration, scales=scales, scale=scale, batch_size=evaluate.batch_size
+        )
+    return Judgement(
+        records=records(swept, task, calibration, scale=scale),
+        own=own_record(swept, task, calibration, scale=scale),
+        seed_metrics=_finite(violation_rate(swept, task, calibration)),
+        curve=[(point["rate"], point[primary]) for point in curve],
+        corruption=broken,
+        reliability=reliability_records(swept, task, calibration, bins=evaluate.bins),
+        losses=row_means(swept, task),
+        nll=row_means(swept, task, "nll", calibration),
+    )
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: float(value) for key, value in values.items() if np.isfinite(value)}

@@ -1,0 +1,402 @@
+"""Stateless multi-head attention over few keys, split into scores and output so that masks can act in between.
+
+The parameters are those of ``torch.nn.MultiheadAttention``: ``in_proj_weight`` (3D, D), ``in_proj_bias`` (3D) and
+``out_proj``.
+
+Shapes: B batch, T queries, M keys (modalities), D width, H heads, d = D / H. Masks: True = may be attended.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from polyfuse import functional as PF
+from polyfuse.layers.curriculum_masking import CurriculumMasking
+
+
+class PoolWeights(NamedTuple):
+    """Projections of an attention pool; all None = no projections at all (identity).
+
+    Attributes:
+        in_weight: ``(3D, D)``, query, key and value projection stacked.
+        in_bias: ``(3D,)`` or None.
+        out_weight: ``(D, D)``.
+        out_bias: ``(D,)`` or None.
+    """
+
+    in_weight: Tensor | None = None
+    in_bias: Tensor | None = None
+    out_weight: Tensor | None = None
+    out_bias: Tensor | None = None
+
+
+class Projected(NamedTuple):
+    """What the output step needs from the score step.
+
+    Attributes:
+        scores: ``(B, H, T, M)`` or ``(1, H, T, M)``-broadcastable, scaled, in the type of the inputs.
+        values: ``(B, H, M, d)`` per head, or the raw features ``(B, M, D)`` on the shared-query path.
+        value_weight: ``(H, d, D)`` still to be applied to the pooled raw features, or None.
+        value_bias: ``(H, 1, d)`` still to be applied, or None.
+    """
+
+    scores: Tensor
+    values: Tensor
+    value_weight: Tensor | None = None
+    value_bias: Tensor | None = None
+
+
+def _bias_parts(bias: Tensor | None, parts: int) -> list[Tensor | None]:
+    return [None] * parts if bias is None else list(bias.chunk(parts))
+
+
+def shared_scores(query: Tensor, features: Tensor, weights: PoolWeights, num_heads: int) -> Projected:
+    """Scores of one query that serves all rows, keys and values being the same features.
+
+    The query is projected once and the key projection folded into it: ``q_h . (K_h x + b) = (K_h^T q_h) . x + const``,
+    and the constant cancels in the softmax. Values are pooled raw and projected afterwards, which is exact because the
+    value projection is linear. Multiply-adds fall from ``B (2 + 2 M) D^2`` to ``2 B D^2 + 2 B M H D``.
+
+    Shape:
+        - query: ``(1, 1, D)``; features: ``(B, M, D)``.
+    """
+    width = features.shape[-1]
+    head = width // num_heads
+    assert weights.in_weight is not None  # noqa: S101 - a pool without projections is not shared
+    query_weight, key_weight, value_weight = weights.in_weight.split(width)
+    query_bias, _, value_bias = _bias_parts(weights.in_bias, 3)
+    projected = F.linear(query.reshape(1, width), query_weight, query_bias) * head**-0.5
+    folded = torch.bmm(projected.view(num_heads, 1, head), key_weight.view(num_heads, head, width)).squeeze(1)  # (H, D)
+    return Projected(
+        F.linear(features, folded).transpose(1, 2).unsqueeze(2),
+        features,
+        value_weight.view(num_heads, head, width),
+        None if value_bias is None else value_bias.view(num_heads, 1, head),
+    )
+
+
+def projected_scores(query: Tensor, key: Tensor, value: Tensor, weights: PoolWeights, num_heads: int) -> Projected:
+    """Scores with every query, key and value projected; keys and values in one product where they are the same tensor.
+
+    Shape:
+        - query: ``(B, T, D)`` or ``(1, T, D)``; key, value: ``(B, M, D)``.
+    """
+    width = key.shape[-1]
+    scale = (width // num_heads) ** -0.5
+    parts: tuple[Tensor, ...]
+    if weights.in_weight is None:
+        parts = (query, key, value)
+    elif value is key:
+        query_weight, rest_weight = weights.in_weight.split([width, 2 * width])
+        query_bias, rest_bias = (None, None) if weights.in_bias is None else weights.in_bias.split([width, 2 * width])
+        both = F.linear(key, rest_weight, rest_bias)
+        parts = (F.linear(query, query_weight, query_bias), *both.chunk(2, dim=-1))
+    else:
+        split = zip((query, key, value), weights.in_weight.split(width), _bias_parts(weights.in_bias, 3), strict=True)
+        parts = tuple(F.linear(x, w, b) for x, w, b in split)
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in parts)  # (B, H, T or M, d)
+    return Projected(torch.matmul(q * scale, k.transpose(-2, -1)), v)
+
+
+def pooled_output(projected: Projected, attention: Tensor, weights: PoolWeights, *, sums_to_one: bool) -> Tensor:
+    """Weigh the values, join the heads and project.
+
+    Args:
+        projected: From one of the score functions.
+        attention: ``(B, H, T, M)`` weights, float32 or float64.
+        weights: The projections.
+        sums_to_one: Whether every row of ``attention`` does; if not, the value bias is weighed too.
+
+    Shape:
+        - returns ``(B, T, D)``.
+    """
+    values = projected.values
+    total = attention.sum(dim=-1).to(values.dtype)
+    attention = attention.to(values.dtype)
+    if projected.value_weight is None:
+        out = torch.matmul(attention, values).transpose(1, 2).flatten(2)
+    else:
+        pooled = torch.bmm(attention.squeeze(2), values).transpose(0, 1)  # (H, B, D)
+        matrix, bias = projected.value_weight.transpose(1, 2), projected.value_bias
+        if bias is None:
+            heads = torch.bmm(pooled, matrix)
+        elif sums_to_one:
+            heads = torch.baddbmm(bias, pooled, matrix)
+        else:
+            total = total.transpose(0, 1)  # (H, B, 1)
+            heads = torch.bmm(pooled, matrix) + total * bias
+        out = heads.transpose(0, 1).flatten(1).unsqueeze(1)
+    return out if weights.out_weight is None else F.linear(out, weights.out_weight, weights.out_bias)
+
+
+def bool_or_additive(mask: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
+    """Read a PyTorch attention mask (bool: True = ignore; float: added, -inf = ignore) as (may attend, addend or None).
+
+    Raises:
+        ValueError: If the mask is neither bool nor floating point.
+    """
+    if mask.dtype == torch.bool:
+        return ~mask, None
+    if not mask.is_floating_point():
+        raise ValueError(
+            f"{name} must be bool (True = ignore) or floating point (added to the scores), got {mask.dtype}"
+        )
+    allowed = mask != float("-inf")
+    return allowed, PF.at_least_float32(mask).masked_fill(~allowed, 0.0)
+
+
+class Masks(NamedTuple):
+    """The masks of one call, in one sense: True = may be attended.
+
+    Attributes:
+        present: ``(B, M)`` bool or None = all present.
+        allowed: Broadcastable to ``(B, H, T, M)``, from ``attn_mask``, or None.
+        addend: Added to the scores, broadcastable to ``(B, H, T, M)``, or None.
+    """
+
+    present: Tensor | None = None
+    allowed: Tensor | None = None
+    addend: Tensor | None = None
+
+    def valid(self, kept: Tensor | None) -> Tensor | None:
+        """``kept`` ``(B, M)`` and ``allowed`` together, broadcastable to ``(B, H, T, M)``; None = everything."""
+        if kept is None:
+            return self.allowed
+        kept = kept[:, None, None, :]
+        return kept if self.allowed is None else kept & self.allowed
+
+
+def _is_exporting() -> bool:
+    check = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return bool(check())
+
+
+def is_shared(query: Tensor, value: Tensor | None, attn_mask: Tensor | None) -> bool:
+    """Whether one query position serves all rows (batch 1, or expanded: stride 0) and values are the keys."""
+    if value is not None or attn_mask is not None or query.shape[1] != 1:
+        return False
+    if query.shape[0] == 1:
+        return True
+    # A stride test would be baked into an exported graph, which may then be fed queries that differ by row.
+    return not _is_exporting() and query.stride(0) == 0
+
+
+def read_masks(
+    key: Tensor, num_heads: int, key_padding_mask: Tensor | None, attn_mask: Tensor | None, present: Tensor | None
+) -> Masks:
+    """Check the masks of a call and bring them to one sense.
+
+    Shape:
+        - key: ``(B, M, D)``; key_padding_mask, present: ``(B, M)``; attn_mask: ``(T, M)`` or ``(B * num_heads, T, M)``.
+
+    Raises:
+        ValueError: If a mask does not fit, or both ``present`` and ``key_padding_mask`` are given.
+    """
+    batch, keys = key.shape[:2]
+    addend: Tensor | None = None
+    allowed: Tensor | None = None
+    if present is not None:
+        if key_padding_mask is not None:
+            raise ValueError("give present (True = here) or key_padding_mask (True = ignore), not both")
+        if present.dtype != torch.bool:
+            raise ValueError(f"present must be bool (True = here), got {present.dtype}")
+        if present.shape != (batch, keys):
+            raise ValueError(f"present must have shape (B, M) = ({batch}, {keys}), got {tuple(present.shape)}")
+    elif key_padding_mask is not None:
+        if key_padding_mask.shape != (batch, keys):
+            got = tuple(key_padding_mask.shape)
+            raise ValueError(f"key_padding_mask must have shape (B, M) = ({batch}, {keys}), got {got}")
+        present, addend = bool_or_additive(key_padding_mask, "key_padding_mask")
+        addend = None if addend is None else addend[:, None, None, :]
+    if attn_mask is not None:
+        if attn_mask.ndim not in (2, 3) or attn_mask.shape[-1] != keys:
+            got = tuple(attn_mask.shape)
+            raise ValueError(f"attn_mask must have shape (T, M) or (B * num_heads, T, M) with M = {keys}, got {got}")
+        if attn_mask.ndim == 3:
+            attn_mask = attn_mask.unflatten(0, (batch, num_heads))
+        allowed, extra = bool_or_additive(attn_mask, "attn_mask")
+        addend = extra if addend is None else addend if extra is None else addend + extra
+    return Masks(present, allowed, addend)
+
+
+def first_weights(projected: Projected, masks: Masks) -> tuple[Tensor, Tensor]:
+    """Scores in at least float32, and the weights before anything is dropped: both ``(B, H, T, M)``."""
+    scores = PF.at_least_float32(projected.scores)
+    if masks.addend is not None:
+        scores = scores + masks.addend
+    return scores, PF.masked_softmax(scores, masks.valid(masks.present))
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    weights: PoolWeights,
+    num_heads: int,
+    masks: Masks,
+    *,
+    shared: bool,
+    masking: CurriculumMasking | None = None,
+    sampling: bool = False,
+    drop: Tensor | None = None,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+    need_info: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One pass: scores, weights, drop, weights over the survivors, output.
+
+    ``sampling`` asks ``masking`` for a drop; ``need_info`` fills the dict. ``value`` None = the keys.
+
+    Shape:
+        - query: ``(B or 1, T, D)``; key, value: ``(B, M, D)``; drop: ``(B, M)`` bool.
+        - returns ``(B, T, D)`` and the tensors that ``MultimodalAttentionPool`` lists.
+    """
+    batch, keys = key.shape[:2]
+    present = masks.present
+    if present is not None:  # 0 * nan is nan: a zero weight alone would let a broken sensor through
+        key = key.masked_fill(~present[..., None], 0.0)
+        value = None if value is None else value.masked_fill(~present[..., None], 0.0)
+    if shared:
+        projected = shared_scores(query[:1], key, weights, num_heads)
+    else:
+        projected = projected_scores(query, key, key if value is None else value, weights, num_heads)
+    scores, first = first_weights(projected, masks)
+    here = torch.ones(batch, keys, dtype=torch.bool, device=key.device) if present is None else present
+    if drop is None and sampling and masking is not None:
+        drop = masking.sample_drop(first.detach().mean(dim=(1, 2)), here, generator)
+    if drop is None:
+        kept, attention = here, first
+    else:
+        kept = PF.surviving(here, drop)
+        attention = PF.masked_softmax(scores, masks.valid(kept))
+    info: dict[str, Tensor] = {}
+    if need_info:
+        info = _describe(first, attention, here, here & ~kept, masking)
+    sums_to_one = present is None and masks.allowed is None and dropout == 0.0
+    attention = PF.attention_dropout(attention, dropout)
+    return pooled_output(projected, attention, weights, sums_to_one=sums_to_one), info
+
+
+def _describe(
+    first: Tensor, attention: Tensor, present: Tensor, drop: Tensor, masking: CurriculumMasking | None
+) -> dict[str, Tensor]:
+    average = first.mean(dim=1)
+    info = {"attention_weights": average, "empty": ~present.any(dim=-1)}
+    if masking is not None:
+        info |= masking.describe(average, present, drop)
+        info["head_entropy"] = PF.entropy(first).mean(dim=1)
+    info["masked_attention_weights"] = attention.mean(dim=1).detach()
+    info["drop"] = drop
+    return info
+
+
+def replace_empty(fused: Tensor, present: Tensor | None, null: Tensor | None) -> Tensor:
+    """``null`` in the rows of ``fused`` that have nothing present.
+
+    With ``null`` it stays part of the graph whatever is present, so that no process of a data-parallel run is without
+    its gradient.
+
+    Shape:
+        - fused: ``(B, D)``; present: ``(B, M)`` bool or None = all; null: ``(D,)`` or None = leave the rows alone.
+    """
+    if null is None:
+        return fused
+    if present is None:
+        empty = torch.zeros(fused.shape[0], dtype=torch.bool, device=fused.device)
+    else:
+        empty = ~present.any(dim=-1)
+    return torch.where(empty[:, None], null.to(fused.dtype), fused)
+
+
+def multimodal_attention_pool(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None = None,
+    embed_dim: int | None = None,
+    num_heads: int = 1,
+    dropout: float = 0.0,
+    curriculum_masking: CurriculumMasking | None = None,
+    training: bool = False,
+    *,
+    in_proj_weight: Tensor | None = None,
+    in_proj_bias: Tensor | None = None,
+    out_proj_weight: Tensor | None = None,
+    out_proj_bias: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    present: Tensor | None = None,
+    drop: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Attention pooling as a function: nothing is created, nothing is remembered.
+
+    Without weights it is ``softmax(q k^T / sqrt(D)) v``, in every mode: no projections, one head. With
+    ``in_proj_weight`` and ``out_proj_weight`` it is what ``MultimodalAttentionPool`` computes with them. ``training``
+    alone decides whether ``dropout`` and ``curriculum_masking`` act; the module's own mode is neither read nor changed.
+
+    Args:
+        query: ``(B, T, D)`` or ``(1, T, D)``.
+        key: ``(B, M, D)``.
+        value: ``(B, M, D)``; None = ``key``.
+        embed_dim: D, checked if given.
+        num_heads: Heads; more than one needs weights.
+        dropout: Dropout on the attention weights when ``training``.
+        curriculum_masking: Drops modalities when ``training``.
+        training: Whether to drop anything.
+        in_proj_weight: ``(3D, D)``, as in ``nn.MultiheadAttention``.
+        in_proj_bias: ``(3D,)``.
+        out_proj_weight: ``(D, D)``.
+        out_proj_bias: ``(D,)``.
+        key_padding_mask: ``(B, M)``, True = ignore, or float.
+        present: ``(B, M)`` bool, True = here.
+        drop: ``(B, M)`` bool, True = drop.
+        generator: Source of randomness for the drop; eager only.
+
+    Returns:
+        ``(B, T, D)``.
+
+    Raises:
+        ValueError: If shapes do not fit, only one of the two weights is given, or ``num_heads > 1`` comes without
+            weights: aecf 0.1.0 then drew new random ones in every call.
+        RuntimeError: If the shapes of query, key and value disagree.
+
+    Example:
+        >>> multimodal_attention_pool(torch.zeros(1, 1, 2), torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]))
+        tensor([[[2., 4.]]])
+    """
+    width = query.shape[-1]
+    if embed_dim is not None and embed_dim != width:
+        raise ValueError(f"embed_dim must be the width of query, {width}, got {embed_dim}")
+    if (in_proj_weight is None) != (out_proj_weight is None):
+        raise ValueError("give both in_proj_weight and out_proj_weight, or neither")
+    if num_heads <= 0 or width % num_heads != 0:
+        raise ValueError(f"embed_dim ({width}) must be divisible by num_heads ({num_heads})")
+    if in_proj_weight is None and num_heads > 1:
+        raise ValueError(
+            f"num_heads = {num_heads} needs in_proj_weight and out_proj_weight (aecf 0.1.0 drew new random ones in "
+            "every call); pass them, or use MultimodalAttentionPool"
+        )
+    if (query.shape[0] != 1 and key.shape[0] != query.shape[0]) or key.shape[-1] != width:
+        raise RuntimeError(f"Key shape {key.shape} incompatible with query shape {query.shape}")
+    if value is key:
+        value = None
+    if value is not None and value.shape != key.shape:
+        raise RuntimeError(f"Value shape {value.shape} incompatible with key shape {key.shape}")
+    if drop is not None:
+        PF.check_drop(drop, key.shape[:2])
+    sampling = training and curriculum_masking is not None and curriculum_masking.apply_mask
+    return attend(
+        query,
+        key,
+        value,
+        PoolWeights(in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias),
+        num_heads,
+        read_masks(key, num_heads, key_padding_mask, None, present),
+        shared=in_proj_weight is not None and is_shared(query, value, None),
+        masking=curriculum_masking,
+        sampling=sampling,
+        drop=drop,
+        dropout=dropout if training else 0.0,
+        generator=generator,
+    )[0]

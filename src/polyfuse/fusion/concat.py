@@ -88,7 +88,7 @@ class ConcatFusion(NamedFusion):
         """
         inputs, present_BM, empty_B = self.canonical_inputs(embeddings, present)
         # A token is looked up once per row (not read as .weight): per-sample gradients need the batch axis.
-        row_B1 = torch.zeros(len(empty_B), 1, dtype=torch.long, device=empty_B.device)
+        row_B1 = torch.zeros_like(present_BM[:, :1], dtype=torch.long)
         slots = []
         for m, (name, x_BD) in enumerate(zip(self.canonical, inputs, strict=True)):
             slot = x_BD if self.project is None else self.project[name](x_BD)

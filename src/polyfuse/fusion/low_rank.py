@@ -79,7 +79,7 @@ class LowRankFusion(NamedFusion):
             factor = self.factor[name](x_BD).unflatten(1, (self.out_dim, self.rank))
             factor_BHR = factor.masked_fill(~present_BM[:, m, None, None], 1.0)
             product_BHR = factor_BHR if product_BHR is None else product_BHR * factor_BHR
-        row_B1 = torch.zeros(len(empty_B), 1, dtype=torch.long, device=empty_B.device)
+        row_B1 = torch.zeros_like(present_BM[:, :1], dtype=torch.long)
         fused_BH = self.mix(product_BHR).squeeze(-1)
         fused_BH = fused_BH + self.bias(row_B1)[:, 0].to(fused_BH.dtype)
         return FusionOutput(fused_BH, None, {"empty": empty_B})

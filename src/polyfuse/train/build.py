@@ -18,7 +18,7 @@ from polyfuse.heads import ClassificationHead, MultilabelHead, RegressionHead
 from polyfuse.models.fusion_model import FusionModel
 
 if TYPE_CHECKING:
-    from polyfuse.config import EncoderConfig, ModelConfig
+    from polyfuse.config import ModelConfig
 
 
 def build_model(
@@ -46,21 +46,17 @@ def build_model(
     made = dict(encoders or {})
     widths: dict[str, int] = {}
     for name, spec in specs.items():
-        options = model.encoders.get(name)
-        if name in made:
-            widths[name] = encoder_width(made[name], spec)
-            continue
-        widths[name] = (options.embed_dim if options else None) or model.embed_dim
-        with _seeded(seed, f"encoder {name}"):
-            made[name] = _encoder(spec, widths[name], options)
+        if name not in made:
+            made[name] = build_encoder_of(spec, model, seed=seed)
+        widths[name] = encoder_width(made[name], spec)
     outputs = 2 if target.task == "regression" else target.outputs
-    with _seeded(seed, "fusion"):
+    with seeded(seed, "fusion"):
         fusion_class = FUSIONS[model.fusion]
         out_dim = outputs if getattr(fusion_class, "decision_level", False) else model.embed_dim
         fusion = _construct(
             fusion_class, (tuple(specs), widths, out_dim), dict(model.fusion_args), "model.fusion_args", model.fusion
         )
-    with _seeded(seed, "head"):
+    with seeded(seed, "head"):
         head = None if fusion.decision_level else build_head(target, fusion.out_dim, model.hidden, model.dropout)
     return FusionModel(made, fusion, head)
 
@@ -76,7 +72,7 @@ def build_head(target: TargetSpec, in_dim: int, hidden: int | None = None, dropo
 
 
 def encoder_width(encoder: nn.Module, spec: ModalitySpec) -> int:
-    """Width of an embedding: the encoder's ``embed_dim``, that of its layer ``project``, or what ``nn.Identity`` lets by.
+    """Width of an embedding: the encoder's ``embed_dim``, its layer ``project``, or what ``nn.Identity`` lets by.
 
     Raises:
         ValueError: If it cannot be told.
@@ -96,8 +92,15 @@ def parameter_count(model: nn.Module, *, trainable: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
-def _encoder(spec: ModalitySpec, embed_dim: int, options: "EncoderConfig | None") -> nn.Module:
+def build_encoder_of(spec: ModalitySpec, model: "ModelConfig", *, seed: int = 0) -> nn.Module:
+    """The encoder that ``model`` wants for one modality, with the weights ``build_model`` would give it.
+
+    Raises:
+        UserError: If its name or an argument does not exist or does not fit.
+    """
     where = f"model.encoders.{spec.name}"
+    options = model.encoders.get(spec.name)
+    embed_dim = (options.embed_dim if options is not None else None) or model.embed_dim
     name = options.name if options is not None else None
     if name is not None and name not in ENCODERS:
         raise UserError(
@@ -107,7 +110,8 @@ def _encoder(spec: ModalitySpec, embed_dim: int, options: "EncoderConfig | None"
     kind = ENCODERS[name or DEFAULTS[spec.type]]
     _check_arguments(kind, args, f"{where}.args", name or DEFAULTS[spec.type], fixed=tuple(spec.options))
     try:
-        encoder = build_encoder(spec, embed_dim, name, **args)
+        with seeded(seed, f"encoder {spec.name}"):
+            encoder = build_encoder(spec, embed_dim, name, **args)
     except (TypeError, ValueError) as error:
         raise UserError(f"'{where}': {error}") from None
     return freeze(encoder) if options is not None and options.frozen else encoder
@@ -141,7 +145,7 @@ def _check_arguments(
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, part: str) -> Iterator[None]:
+def seeded(seed: int, part: str) -> Iterator[None]:
     """Run a block with the global generator seeded for one part, and put its state back."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "weights", part))

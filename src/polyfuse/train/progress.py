@@ -65,10 +65,13 @@ class Bar:
 
     def evaluated(self, record: dict[str, Any]) -> None:
         """Show an evaluation."""
-        self._losses = {"train": f"{record['train_loss']:.3f}", "validation": f"{record['validation_loss']:.3f}"}
+        if not self.enabled:
+            return
+        found = {"train": record["train_loss"], "validation": record.get("validation_loss")}
+        self._losses = {name: "-" if loss is None else f"{loss:.3f}" for name, loss in found.items()}
         if self._progress is not None:
             self._update(record["step"])
-        elif self.enabled:
+        else:
             left = (self.total - record["step"]) / max(self._rate(record["step"]), 1e-9)
             print(
                 f"step {record['step']}/{self.total}  loss {self._losses['train']}  "

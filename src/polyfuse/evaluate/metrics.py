@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from polyfuse.evaluate import selective
 from polyfuse.evaluate.reliability import BINS, calibration_error
-from polyfuse.evaluate.selective import Floats, tie_means
+from polyfuse.evaluate.selective import Floats
+from polyfuse.heads import LOG_VARIANCE_LIMIT
 
 TASKS = ("classification", "multilabel", "regression")
 
@@ -40,9 +41,11 @@ def check_task(task: str) -> str:
 
 
 def probabilities(task: str, logits: ArrayLike) -> Floats:
-    """Logits to predictions: softmax, sigmoid, or (regression) the same mean and log-variance, in float64."""
+    """Logits to predictions: softmax, sigmoid, or (regression) mean and clamped log-variance, in float64."""
     z = np.asarray(logits, np.float64)
-    if check_task(task) == "regression" or not z.size:
+    if check_task(task) == "regression":
+        return np.stack([z[..., 0], z[..., 1].clip(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)], axis=-1)
+    if not z.size:
         return z
     if task == "multilabel":
         e = np.exp(-np.abs(z))
@@ -402,5 +405,4 @@ __all__ = [
     "row_nll",
     "scorable",
     "score",
-    "tie_means",
 ]

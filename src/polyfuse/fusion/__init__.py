@@ -3,6 +3,8 @@
 ``FUSIONS`` names them all; ``tests/contract/`` runs every promise of the contract over every entry.
 """
 
+from polyfuse.fusion.aecf import AECFFusion
+from polyfuse.fusion.attention_pool import AttentionPoolFusion
 from polyfuse.fusion.base import FusionOutput
 from polyfuse.fusion.concat import ConcatFusion
 from polyfuse.fusion.embracenet import EmbraceNetFusion
@@ -20,6 +22,8 @@ FUSIONS = Registry(
         "late": LateFusion,
         "hybrid": HybridFusion,
         "gated": GatedFusion,
+        "attention_pool": AttentionPoolFusion,
+        "aecf": AECFFusion,
         "embracenet": EmbraceNetFusion,
         "low_rank": LowRankFusion,
         "sum": SumFusion,
@@ -28,6 +32,8 @@ FUSIONS = Registry(
 
 __all__ = [
     "FUSIONS",
+    "AECFFusion",
+    "AttentionPoolFusion",
     "ConcatFusion",
     "EmbraceNetFusion",
     "FusionOutput",

@@ -46,7 +46,7 @@ def clean(text: str, limit: int = 200) -> str:
 
     Example:
         >>> clean("a\x00b\nc" + "d" * 9, limit=8)
-        'a�b cddd…'
+        'a�b cdd…'
     """
     line = "".join(" " if c.isspace() else c if c.isprintable() else "\ufffd" for c in text)
     return line if len(line) <= limit else line[: limit - 1] + "…"
@@ -157,6 +157,7 @@ def _tag(tag: str, key: str, used: set[str]) -> str:
     tag = re.sub(r' id="([^"]*)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", tag)
     tag = re.sub(r'(?:xlink:)?href="#', f'href="#{key}-', tag).replace("url(#", f"url(#{key}-")
     tag = re.sub(r"font: ((?:bold |[0-9]+ )?)([0-9.]+px) [^;\"]+", _font, tag)
+    tag = re.sub(r"font-family: [^;\"]+;? ?", "", tag)
     for colour, variable in _VARIABLES.items():
         tag = tag.replace(colour, variable)
     tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag)

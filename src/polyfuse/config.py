@@ -146,6 +146,9 @@ class TrainConfig(_Frozen):
     entropy_weight: Float = Field(
         default=0.0, ge=0, description="weight of the fusion's own entropy loss, for fusions that have one (aecf)"
     )
+    ramp: Float = Field(
+        default=0.0, ge=0, le=1, description="share of the steps over which a fusion's own drop policy (aecf) ramps up"
+    )
     checkpoint_seconds: Float = Field(default=20.0, gt=0, description="longest time between two checkpoints")
     checkpoint_steps: Int | None = Field(default=None, ge=1, description="also a checkpoint every so many steps")
 
@@ -245,7 +248,7 @@ def make_config(values: Mapping[str, Any] | RunConfig, overrides: Sequence[str] 
         0.001
         >>> make_config({"data": data}, ["train.learning_rat=1e-3"])
         Traceback (most recent call last):
-        polyfuse.errors.UserError: unknown key 'train.learning_rat' (value '1e-3'); known: ...
+        polyfuse.errors.UserError: unknown key 'train.learning_rat' (value 0.001); known: ...
     """
     tree = to_dict(values) if isinstance(values, RunConfig) else values
     if not isinstance(tree, Mapping):

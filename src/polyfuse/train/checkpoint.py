@@ -20,6 +20,7 @@ from polyfuse.errors import UserError
 
 BEST, LAST, METRICS = "best.safetensors", "last.safetensors", "metrics.jsonl"
 _FORMAT = 1
+_TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Checkpoint:
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write to a sibling file, flush it to the disk, and rename it over ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     metadata = {"polyfuse": json.dumps({"format": _FORMAT, **state}, allow_nan=True)}
     try:
         save_file(_own_storage(tensors), temporary, metadata=metadata)
@@ -51,6 +52,13 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[s
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_temporary(folder: Path) -> None:
+    """Delete the half-written files of processes that were killed."""
+    for name in (BEST, LAST):
+        for path in folder.glob(f".{name}.*{_TEMPORARY}"):
+            path.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -27,6 +27,7 @@ from polyfuse.train.checkpoint import (
     LAST,
     METRICS,
     append_metrics,
+    clear_temporary,
     cut_metrics,
     load_model,
     load_optimizer,
@@ -82,7 +83,6 @@ class _State:
     best_step: int = 0
     stale: int = 0
     rows: int = 0
-    rows_in_all: int = 0
     seconds: float = 0.0
     finished: bool = False
 
@@ -167,8 +167,8 @@ class _Loop:
         weight = self._class_weight(train, task, classes)
         self.objective = Objective(task, weight, getattr(model, "fusion", None), config.entropy_weight)
         self.optimizer, _ = make_optimizer(model, config.lr, config.weight_decay, fused=device.fused_optimizer)
-        # Over this process's rows: task loss since the last evaluation, and the fusion's own drop rate since the start.
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device.device)
+        # Of this process: task loss since the last evaluation; what the fusion dropped since the start, of how many.
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device.device)
         self.state = _State()
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] | None = None
@@ -198,6 +198,7 @@ class _Loop:
         self.device.barrier()  # no process may write before all have looked
         if self.run_dir is not None and self.device.rank == 0:
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            clear_temporary(self.run_dir)
             self.history = cut_metrics(self.run_dir / METRICS, size)
 
     def run(self, progress: bool) -> FitResult:
@@ -243,7 +244,7 @@ class _Loop:
             torch.manual_seed(seed)
         set_learning_rate(self.optimizer, learning_rate(number, self.total, config.lr, config.warmup))
         if self.set_progress is not None:
-            self.set_progress(number / self.total)
+            self.set_progress(min(1.0, number / (config.ramp * self.total)) if config.ramp > 0 else 1.0)
         self.wrapped_optimizer.zero_grad(set_to_none=True)
         scale = device.world_size / step.rows  # processes average their gradients
         for i, part in enumerate(step.passes, start=1):
@@ -257,10 +258,10 @@ class _Loop:
             if part.weight:
                 self.sums[0] += task_sum
                 self.state.rows += len(part.batch)
-                self.state.rows_in_all += len(part.batch)
-                rate = output.info.get("mask_rate")
-                if rate is not None:
-                    self.sums[1] += rate.detach().mean() * len(part.batch)
+                drop = output.info.get("drop")
+                if drop is not None:
+                    self.sums[1] += drop.sum()
+                    self.sums[2] += part.batch.present.sum()
         if config.clip is not None:
             device.clip(self.module, self.wrapped_optimizer, config.clip)
         self.wrapped_optimizer.step()
@@ -360,7 +361,7 @@ class _Loop:
         if self.device.rank == 0:
             self.sums.copy_(checkpoint.tensors["loop.sums"])
         else:  # the file holds the first process's share of the running means
-            self.state.rows = self.state.rows_in_all = 0
+            self.state.rows = 0
         return int(saved["metrics_size"])
 
     def _finish(self) -> FitResult:
@@ -391,9 +392,8 @@ class _Loop:
                 counts = self.stream.drop_counts(epoch, rest if epoch == epochs else self.stream.steps_per_epoch)
                 dropped, offered = dropped + counts[0], offered + counts[1]
         loop = dropped / max(offered, 1)
-        rows = torch.tensor(self.state.rows_in_all, dtype=torch.float64, device=self.device.device)
-        mask_sum, everyone = self.device.total(torch.stack([self.sums[1], rows])).tolist()
-        return 1.0 - (1.0 - loop) * (1.0 - mask_sum / max(everyone, 1.0))
+        fusion_dropped, fusion_offered = self.device.total(self.sums[1:]).tolist()
+        return 1.0 - (1.0 - loop) * (1.0 - fusion_dropped / max(fusion_offered, 1.0))
 
 
 class _Interrupt(contextlib.AbstractContextManager["_Interrupt"]):

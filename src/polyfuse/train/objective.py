@@ -54,7 +54,8 @@ class Objective:
     Args:
         task: Of ``task_loss``.
         weight: ``(C,)`` class weights, or None.
-        fusion: The model's fusion, asked for its ``entropy_loss``.
+        fusion: The model's fusion; its first part with an ``entropy_loss(entropy, target)`` is asked, on
+            ``info["entropy"]`` and ``info["target_entropy"]``.
         entropy_weight: Weight of that; 0 = leave it out.
 
     Raises:
@@ -63,7 +64,8 @@ class Objective:
 
     def __init__(self, task: str, weight: Tensor | None, fusion: nn.Module | None, entropy_weight: float = 0.0) -> None:
         self.task, self.weight, self.entropy_weight = task, weight, entropy_weight
-        self._entropy_loss: Any = getattr(fusion, "entropy_loss", None)
+        parts: list[Any] = [getattr(module, "entropy_loss", None) for module in fusion.modules()] if fusion else []
+        self._entropy_loss: Any = next(filter(callable, parts), None)
         if entropy_weight > 0 and not callable(self._entropy_loss):
             raise UserError(
                 f"train.entropy_weight needs a fusion with an entropy loss, such as aecf, got "
@@ -75,5 +77,5 @@ class Objective:
         task = task_loss(self.task, output.logits, target, self.weight, reduction="sum")
         if self.entropy_weight == 0:
             return task, task.detach()
-        entropy = self._entropy_loss(output.info["entropy"])
+        entropy = self._entropy_loss(output.info["entropy"], target=output.info.get("target_entropy"))
         return task + self.entropy_weight * len(target) * entropy, task.detach()

@@ -12,7 +12,7 @@ import numpy as np
 from polyfuse.errors import UserError
 
 NAMES = ("train", "validation", "test")
-_WORDS = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2, "testing": 2}
+WORDS = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2, "testing": 2}
 
 
 def split_by_column(values: Sequence[str | None], column: str) -> np.ndarray:
@@ -25,7 +25,7 @@ def split_by_column(values: Sequence[str | None], column: str) -> np.ndarray:
         >>> split_by_column(["train", "dev", None, "Test"], "fold").tolist()
         [0, 1, -1, 2]
     """
-    known = {word: _WORDS.get(str(word).lower(), -2) for word in set(values) if word is not None}
+    known = {word: WORDS.get(str(word).lower(), -2) for word in set(values) if word is not None}
     for word, code in sorted(known.items(), key=str):
         if code == -2:
             raise UserError(

@@ -1,7 +1,7 @@
 """One `case` per registry entry: every test of this folder runs over every fusion, new ones included."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,8 @@ class Case:
 
 
 @pytest.fixture(params=sorted(FUSIONS))
-def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    yield Case(request.param)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
 
 
 @pytest.fixture(params=["train", "eval"])

@@ -45,7 +45,7 @@ def test_compiles_whole_with_a_dynamic_batch(case: Any, mode: bool) -> None:
 def test_exports_with_a_dynamic_batch(case: Any) -> None:
     model = case.model().eval()
     size = torch.export.Dim("batch", min=1, max=4096)
-    shapes = {"inputs": dict.fromkeys(model.modalities, {0: size}), "present": {0: size}}
+    shapes = {"inputs": {name: {0: size} for name in model.modalities}, "present": {0: size}}
     program = torch.export.export(model, batch(case, SIZES[0]), dynamic_shapes=shapes, strict=False)
     for rows in (1, *SIZES):
         inputs, present = batch(case, rows)

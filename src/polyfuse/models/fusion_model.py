@@ -26,10 +26,12 @@ class ModelOutput(NamedTuple):
     info: dict[str, Tensor]
 
 
-def zero_absent(value: Any, present_B: Tensor) -> Any:
-    """A modality's input (a tensor, or a dict of tensors), zero or False in the rows where it is absent."""
+def zero_absent(name: str, value: Any, present_B: Tensor) -> Any:
+    """The input of a modality (a tensor, or a dict of tensors), zero or False in the rows where it is absent."""
     if isinstance(value, Mapping):
-        return {key: zero_absent(part, present_B) for key, part in value.items()}
+        return {key: zero_absent(name, part, present_B) for key, part in value.items()}
+    if value.shape[0] != present_B.shape[0]:  # a single row would broadcast
+        raise ValueError(f"input of '{name}' has {value.shape[0]} rows, but present has {present_B.shape[0]}")
     absent = ~present_B.view(-1, *(1,) * (value.ndim - 1))
     return value.masked_fill(absent, 0)
 
@@ -82,7 +84,8 @@ class FusionModel(nn.Module):
             - returns ``{name: (B, D_m)}``; rows where the modality is absent hold the encoding of zeros.
 
         Raises:
-            ValueError: If ``inputs`` lacks a modality or ``present`` is not ``(B, M)`` bool.
+            ValueError: If ``inputs`` lacks a modality, or ``present`` is not bool with one column per modality and as
+                many rows as the inputs.
         """
         for name in self.modalities:
             if name not in inputs:
@@ -91,10 +94,11 @@ class FusionModel(nn.Module):
             raise ValueError(
                 f"present must be bool of shape (B, {len(self.modalities)}), got {present.dtype} {tuple(present.shape)}"
             )
-        return {
-            name: self.encoders[name](inputs[name] if present is None else zero_absent(inputs[name], present[:, m]))
-            for m, name in enumerate(self.modalities)
-        }
+        embeddings = {}
+        for m, name in enumerate(self.modalities):
+            value = inputs[name] if present is None else zero_absent(name, inputs[name], present[:, m])
+            embeddings[name] = self.encoders[name](value)
+        return embeddings
 
     def fuse(self, embeddings: Mapping[str, Tensor], present: Tensor | None = None) -> ModelOutput:
         """Fuse embeddings and apply the head.

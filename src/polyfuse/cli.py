@@ -142,7 +142,7 @@ def predict(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON (needs -o).")] = False,
 ) -> None:
-    """Stream a table through a run: label, calibrated probabilities, conformal set, abstain flag, reason per bad row."""
+    """Stream a table through a run: label, probabilities, conformal set, abstain flag, a reason per bad row."""
     from polyfuse.run import predict_table
 
     if as_json and output is None:

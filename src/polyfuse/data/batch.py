@@ -65,3 +65,32 @@ class Batch:
     def with_present(self, present: Tensor) -> "Batch":
         """The same rows with another presence (``(B, M)`` bool); contents are left, fusions ignore what is absent."""
         return replace(self, present=present)
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """The rows of several batches of the same modalities, in order.
+
+    Raises:
+        ValueError: If there is none, or modalities differ.
+    """
+    if not batches:
+        raise ValueError("batches must hold at least one batch, got none")
+    first = batches[0]
+    for other in batches:
+        if other.modalities != first.modalities:
+            raise ValueError(f"batches must have the same modalities {first.modalities}, got {other.modalities}")
+
+    def joined(values: list[Any]) -> Any:
+        if isinstance(values[0], Mapping):
+            return {key: torch.cat([value[key] for value in values]) for key in values[0]}
+        return torch.cat(values)
+
+    targets = [batch.target for batch in batches]
+    return Batch(
+        modalities=first.modalities,
+        inputs={name: joined([batch.inputs[name] for batch in batches]) for name in first.inputs},
+        present=torch.cat([batch.present for batch in batches]),
+        target=None if any(target is None for target in targets) else joined(targets),
+        keys=torch.cat([batch.keys for batch in batches]),
+        ids=None if first.ids is None else [name for batch in batches for name in (batch.ids or ())],
+    )

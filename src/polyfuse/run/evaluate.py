@@ -1,0 +1,108 @@
+"""`polyfuse evaluate`: judge a run again, on its own test rows or on another labelled table."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyfuse.data.batch import Batch, concatenate
+from polyfuse.data.encode import TableEncoder, prepare
+from polyfuse.data.problems import Problems
+from polyfuse.data.table import read_chunks
+from polyfuse.errors import UserError
+from polyfuse.report.records import Oracle, ReportData
+from polyfuse.run.folder import Run, load
+from polyfuse.run.reports import console_text, data_summary, run_report, write_all
+from polyfuse.run.source import Say, quiet
+from polyfuse.studies.compare import train_oracles
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation came to."""
+
+    folder: Path
+    report: ReportData
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: one record per combination of inputs."""
+        return {
+            "report": str(self.folder / "report.html"),
+            "records": [dataclasses.asdict(r) for r in self.report.subset_records],
+            "corruption": [dataclasses.asdict(r) for r in self.report.corruption],
+            "oracles": [dataclasses.asdict(r) for r in self.report.oracles],
+        }
+
+    def text(self) -> str:
+        """The table, what it says, where the report is."""
+        return console_text(self.report, self.folder / "report.html")
+
+
+def evaluate_run(
+    run: Run | Path | str, *, table: Path | None = None, oracles: bool = False, say: Say = quiet
+) -> Evaluated:
+    """Score a run on every combination of inputs and refresh its report.
+
+    Args:
+        run: A run, or its folder.
+        table: A labelled table; its report goes to ``evaluations/NAME`` in the run folder. None = the test rows of the
+            run's own table, and the run's own report.
+        oracles: Train one model per combination of inputs with the run's settings, for the regret.
+        say: Told what happens.
+
+    Raises:
+        UserError: If the run is not finished, its table is gone, or no row of ``table`` has a known target.
+    """
+    started = time.perf_counter()
+    run = run if isinstance(run, Run) else load(run)
+    config, folder = run.config, run.folder
+    prepared = prepare(config.data, folder=folder)
+    if list(prepared.encoder.specs.values()) != list(run.encoder.specs.values()):
+        raise UserError(f"table '{config.data.table}' has changed since '{folder}' was trained; name it with --table")
+    test: Batch | None = None
+    if table is not None:
+        folder = folder / "evaluations" / table.stem
+        test, problems = read_labelled(run.encoder, table)
+        prepared = dataclasses.replace(prepared, test=test, problems=problems)
+    report = run_report(config, run.folder, prepared, run.model, run.calibration, None, test)
+    if table is not None:
+        report.title = f"{config.model.fusion} on {table.name}"
+        report.data = dataclasses.replace(data_summary(config, prepared), name=table.name)
+    if oracles:
+        say("training one model per combination of inputs")
+        found = train_oracles(
+            prepared.train,
+            prepared.validation,
+            prepared.test if len(prepared.test) else prepared.validation,
+            prepared.encoder.specs,
+            prepared.encoder.target,
+            config.model,
+            config.train,
+            seeds=(config.train.seed,),
+            evaluate=config.evaluate,
+        )
+        report.oracles = [Oracle(subset, seed, value) for subset, seed, value in found]
+    report.seconds = time.perf_counter() - started
+    folder.mkdir(parents=True, exist_ok=True)
+    write_all(report, folder)
+    return Evaluated(folder, report)
+
+
+def read_labelled(encoder: TableEncoder, table: Path) -> tuple[Batch, Problems]:
+    """Every row of a table that has a known target.
+
+    Raises:
+        UserError: If there is none.
+    """
+    problems = Problems()
+    batches = []
+    for chunk in read_chunks(table, columns=encoder.config.used_columns):
+        encoded = encoder.encode(chunk, target=True, workers=2)
+        problems.update(encoded.problems)
+        if len(encoded.batch):
+            batches.append(encoded.batch)
+    if not batches:
+        why = "; ".join(problems.lines()[:3])
+        raise UserError(f"no row of '{table.name}' has a known target{': ' + why if why else ''}")
+    return concatenate(batches), problems

@@ -1,0 +1,37 @@
+"""What `polyfuse list` prints."""
+
+import inspect
+from typing import Any
+
+from polyfuse.data.schema import nearest
+from polyfuse.errors import UserError
+
+
+def list_parts(kind: str) -> dict[str, str]:
+    """Name and one line of every part of a kind.
+
+    Raises:
+        UserError: For an unknown kind.
+    """
+    kinds = ("fusions", "encoders", "models", "datasets", "weights")
+    if kind not in kinds:
+        raise UserError(f"unknown kind '{kind}'{nearest(kind, kinds) or ';'} known: {', '.join(kinds)}")
+    if kind == "fusions":
+        from polyfuse.fusion import FUSIONS
+
+        return {name: _first_line(part) for name, part in FUSIONS.items()}
+    if kind == "encoders":
+        from polyfuse.encoders import ENCODERS
+
+        return {name: _first_line(part) for name, part in ENCODERS.items()}
+    if kind == "models":
+        from polyfuse.models import MODELS
+
+        return {name: _first_line(part) for name, part in MODELS.items()}
+    from polyfuse.data.fetch import DATASETS, WEIGHTS
+
+    return {name: entry.description for name, entry in (DATASETS if kind == "datasets" else WEIGHTS).items()}
+
+
+def _first_line(part: Any) -> str:
+    return (inspect.getdoc(part) or "").partition("\n")[0]

@@ -1,0 +1,251 @@
+"""`polyfuse predict`: stream a table through a run; every row of the table has one row in the answer, in order."""
+
+import contextlib
+import csv
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from polyfuse.data.problems import Problems
+from polyfuse.data.table import Chunk, read_chunks, read_header
+from polyfuse.errors import UserError
+from polyfuse.run.answers import answers
+from polyfuse.run.folder import Run, load
+from polyfuse.run.source import Say, quiet
+
+ROWS = 1024
+"""Rows in memory at a time."""
+
+Columns = dict[str, list[Any]]
+
+
+@dataclass
+class Predicted:
+    """What a table came to.
+
+    Attributes:
+        output: Where the answers are; None = they went to stdout.
+        rows: Rows of the table, each answered or named.
+        answered: Rows that have a prediction.
+        abstained: Of these, how many are flagged as too unsure.
+        unreadable: Rows that could not be read; they stand in the output with their reason.
+        patterns: Answered rows by the inputs they had.
+        problems: What was broken, counted and named.
+        seconds: Wall time.
+    """
+
+    output: Path | None
+    rows: int = 0
+    answered: int = 0
+    abstained: int = 0
+    unreadable: int = 0
+    patterns: Counter[str] = field(default_factory=Counter)
+    problems: Problems = field(default_factory=Problems)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "output": None if self.output is None else str(self.output),
+            "rows": self.rows,
+            "answered": self.answered,
+            "abstained": self.abstained,
+            "unreadable": self.unreadable,
+            "patterns": dict(self.patterns.most_common()),
+            "problems": self.problems.to_dict(),
+            "seconds": round(self.seconds, 3),
+        }
+
+    def text(self) -> str:
+        """A few lines for a reader."""
+        rate = self.rows / max(self.seconds, 1e-9)
+        lines = [
+            f"{self.rows:,} rows in {self.seconds:.1f} s ({rate:,.0f}/s): {self.answered:,} answered, "
+            f"{self.abstained:,} of them flagged as too unsure, {self.unreadable:,} unreadable"
+        ]
+        for pattern, count in self.patterns.most_common(8):
+            lines.append(f"  {count:>9,}  {pattern or '(no input: the class prior, flagged)'}")
+        if len(self.patterns) > 8:
+            lines.append(f"  and {len(self.patterns) - 8} more combinations of inputs")
+        lines += [f"  {line}" for line in self.problems.lines()]
+        if self.output is not None:
+            lines.append(f"predictions: {self.output}")
+        return "\n".join(lines)
+
+
+def predict_table(
+    run: Run | Path | str,
+    table: Path | str,
+    *,
+    output: Path | None = None,
+    allow_outside: bool = False,
+    say: Say = quiet,
+) -> Predicted:
+    """Answer every row of a table, larger than memory if need be.
+
+    The output has, per row of the table and in its order: ``row`` (from 1), ``id``, ``prediction``, ``confidence``
+    (regression: ``std``), ``set`` (regression: ``low``, ``high``), ``abstain``, ``present``, one ``p:<class>`` per class
+    and ``note``: what was broken in the row, or why it could not be read (then there is no prediction).
+
+    Args:
+        run: A run, or its folder.
+        table: CSV, Parquet or JSON Lines; columns it lacks are missing inputs, columns it has beyond are ignored.
+        output: ``.csv`` or ``.parquet``; None = CSV on stdout. Written whole or not at all.
+        allow_outside: Accept file paths that lead out of the table's folder.
+        say: Told what is missing.
+
+    Raises:
+        UserError: If the table cannot be read or has none of the run's columns, or the output has another ending.
+    """
+    started = time.perf_counter()
+    run = run if isinstance(run, Run) else load(run)
+    table = Path(table)
+    _check_columns(run, table, say)
+    encoder = run.encoder
+    if allow_outside:
+        encoder = replace(encoder, config=encoder.config.model_copy(update={"allow_outside": True}))
+    found = Predicted(output)
+    with _writer(output) as writer:
+        columns = [*encoder.config.input_columns, *([encoder.config.id] if encoder.config.id else [])]
+        for chunk in read_chunks(table, columns=columns, rows_per_chunk=ROWS):
+            writer.write(_answer_chunk(replace(run, encoder=encoder), chunk, found))
+    found.seconds = time.perf_counter() - started
+    return found
+
+
+def _check_columns(run: Run, table: Path, say: Say) -> None:
+    """Say once which inputs the table cannot have; refuse one that has none."""
+    known = read_header(table)
+    lacking = {name: [c for c in codec.columns if c not in known] for name, codec in run.encoder.codecs.items()}
+    if all(len(missing) == len(run.encoder.codecs[name].columns) for name, missing in lacking.items()):
+        wanted = ", ".join(repr(c) for c in run.encoder.config.input_columns[:12])
+        raise UserError(
+            f"table '{table.name}' has none of the run's input columns ({wanted}); it has {', '.join(map(repr, known[:12]))}"
+        )
+    for name, missing in lacking.items():
+        if missing:
+            columns = ", ".join(map(repr, missing))
+            whole = len(missing) == len(run.encoder.codecs[name].columns)
+            say(f"no column {columns}: '{name}' is {'missing in every row' if whole else 'read without it'}")
+
+
+def _answer_chunk(run: Run, chunk: Chunk, found: Predicted) -> Columns:
+    """The output's columns for the slots of a chunk."""
+    encoded = run.encoder.encode(chunk, workers=2)
+    total, first = len(chunk), chunk.first_row
+    columns: Columns = {"row": list(range(first + 1, first + total + 1)), "id": [None] * total}
+    place = [row - first for row in encoded.rows]
+    answered = answers(run.model, encoded.batch, run.encoder.target, run.calibration)
+    for name, values in {"id": encoded.ids, **answered.columns()}.items():
+        column = columns.setdefault(name, [None] * total)
+        for slot, value in zip(place, values, strict=True):
+            column[slot] = value
+    notes: list[Any] = [None] * total
+    for row, note in encoded.notes.items():
+        notes[row - first] = note
+    for row, reason in encoded.unreadable:
+        notes[row - first] = f"unreadable: {reason}"
+    columns["note"] = notes
+    found.rows += total
+    found.answered += len(answered)
+    found.abstained += int(answered.abstain.sum())
+    found.unreadable += len(encoded.unreadable)
+    found.patterns.update(v for v in columns["present"] if v is not None)
+    found.problems.update(encoded.problems)
+    return columns
+
+
+class Writer(Protocol):
+    """Takes the answers chunk by chunk."""
+
+    def write(self, columns: Columns) -> None:
+        """Append rows given by column."""
+
+
+@contextlib.contextmanager
+def _writer(output: Path | None) -> Iterator[Writer]:
+    """A writer whose file appears under its name when it is whole."""
+    if output is None:
+        yield _Csv(sys.stdout)
+        return
+    kind = output.suffix.lower()
+    if kind not in (".csv", ".parquet"):
+        raise UserError(f"predictions are written as .csv or .parquet, got '{output.name}'")
+    if not output.parent.is_dir():
+        raise UserError(f"the folder of '{output}' does not exist; make it or choose another -o")
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        if kind == ".csv":
+            with temporary.open("w", encoding="utf-8", newline="") as stream:
+                yield _Csv(stream)
+        else:
+            with contextlib.closing(_Parquet(temporary)) as writer:
+                yield writer
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Csv:
+    """Comma-separated, a header first; lists as JSON, booleans as true and false."""
+
+    def __init__(self, stream: Any) -> None:
+        self._rows = csv.writer(stream, lineterminator="\n")
+        self._header: Sequence[str] = ()
+
+    def write(self, columns: Columns) -> None:
+        if not self._header:
+            self._header = list(columns)
+            self._rows.writerow(self._header)
+        self._rows.writerows(zip(*(map(_text, values) for values in columns.values()), strict=True))
+
+
+def _text(value: Any) -> Any:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+class _Parquet:
+    """Typed columns; the conformal set and the labels of multilabel as lists of strings."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, None
+
+    def write(self, columns: Columns) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        arrays = {name: pa.array(*_typed(name, values, pa)) for name, values in columns.items()}
+        table = pa.table(arrays)
+        if self._file is None:
+            self._file = pq.ParquetWriter(self._path, table.schema)
+        self._file.write_table(table)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _typed(name: str, values: list[Any], pa: Any) -> tuple[list[Any], Any]:
+    """Values and Arrow type of an output column; the same for every chunk, whatever it holds."""
+    if name == "row":
+        return values, pa.int64()
+    if name == "abstain":
+        return values, pa.bool_()
+    if name in ("id", "present", "note"):
+        return values, pa.string()
+    if name == "set":
+        return [None if v is None else json.loads(v) for v in values], pa.list_(pa.string())
+    if name == "prediction":
+        text = next((v for v in values if v is not None), None)
+        return values, pa.float64() if isinstance(text, float) else pa.string()
+    return values, pa.float64()

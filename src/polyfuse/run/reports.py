@@ -1,0 +1,210 @@
+"""From prepared data and judged models to the report: what every run and comparison shows in the same way."""
+
+import io
+import shlex
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from polyfuse.calibrate import Calibration
+from polyfuse.config import RunConfig
+from polyfuse.data.batch import Batch
+from polyfuse.data.corrupt import fit_scales
+from polyfuse.data.encode import Prepared
+from polyfuse.data.problems import Problems as TableProblems
+from polyfuse.data.spec import TargetSpec
+from polyfuse.encoders import DEFAULTS
+from polyfuse.models.fusion_model import FusionModel
+from polyfuse.report.records import Arm, DataSummary, ModalitySummary, Problem, ReportData
+from polyfuse.report.render import write_report
+from polyfuse.report.table import console_table, plain_words
+from polyfuse.run.folder import machine, versions
+from polyfuse.studies.judge import judge
+from polyfuse.train.build import parameter_count
+from polyfuse.train.loop import FitResult
+
+
+def run_report(
+    config: RunConfig,
+    folder: Path,
+    prepared: Prepared,
+    model: FusionModel,
+    calibration: Calibration | None,
+    result: FitResult | None,
+    test: Batch | None = None,
+) -> ReportData:
+    """Judge the model of a run and fill its report.
+
+    Args:
+        config: Of the run.
+        folder: Of the run.
+        prepared: Its data.
+        model: Trained.
+        calibration: Fitted on validation rows.
+        result: Of the loop; None when the run was loaded.
+        test: Rows to judge on; None = the run's own test rows, or without any its validation rows.
+    """
+    target = prepared.encoder.target
+    report = blank_report(config, prepared, f"{config.model.fusion} on {Path(config.data.table).name}")
+    rows = prepared.test if test is None else test
+    if not len(rows):
+        rows = prepared.validation
+        report.notes.append(
+            "There are no test rows: the scores are on validation rows, which stopped the training and fitted the "
+            "calibration, so they flatter."
+        )
+    judged = judge(
+        model,
+        rows,
+        target.task,
+        calibration,
+        evaluate=config.evaluate,
+        scale=target.std,
+        scales=fit_scales(prepared.train),
+    )
+    name = config.model.fusion
+    report.arms.append(
+        Arm(
+            name,
+            label=name,
+            seeds=(config.train.seed,),
+            parameters=parameter_count(model, trainable=True),
+            train_seconds=() if result is None else (result.seconds,),
+            ms_per_row=judged.records[0]["ms_per_row"],
+            drop_rate=None if result is None or result.realised_drop_rate == 0 else result.realised_drop_rate,
+        )
+    )
+    judged.add_to(report, name, config.train.seed)
+    report.nominal_coverage = None if calibration is None else 1.0 - config.calibrate.alpha
+    if result is not None:
+        early = "stopped early" if result.stopped_early else "ran to the end"
+        report.protocol.append(
+            f"Training {early} after {result.steps} steps; the weights are those of step {result.best_step}, with the "
+            f"lowest validation loss ({result.best_metric:.4f}, mean over combinations of inputs)."
+        )
+    found = judged.own.get(report.primary.name)
+    if found is not None:
+        value = f"{100 * found:.1f} %" if report.primary.percent else f"{found:.3f}"
+        report.headroom.append(f"On the test rows as they are, with their own holes: {report.primary.label} {value}.")
+    if len(prepared.validation) < 200 and calibration is not None:
+        report.notes.append(
+            f"Calibration saw {len(prepared.validation)} rows, half of them for the temperature and half for the sets: "
+            "combinations with too few rows get the full set of classes."
+        )
+    report.commands = [this_command(), f"polyfuse predict {folder} TABLE -o predictions.csv"]
+    return report
+
+
+def blank_report(config: RunConfig, prepared: Prepared, title: str) -> ReportData:
+    """A report that knows its data, its protocol and its machine, and no arm yet."""
+    target = prepared.encoder.target
+    masks = config.model.masking()
+    protocol = [
+        f"Rows of {Path(config.data.table).name} were divided {_split_words(config)}; encoders, tokenizers and scales "
+        "were fitted on training rows only.",
+        f"In training a present input was hidden with probability {masks['modality_dropout']:g} (one always survives) "
+        f"and replaced without a flag, by noise or another row's, with probability {masks['corruption']:g}.",
+        "Every combination of inputs is scored on the test rows that have all of it; calibration is fitted per "
+        "combination on validation rows.",
+    ]
+    return ReportData(
+        title=title,
+        task=target.task,
+        modalities=prepared.encoder.modalities,
+        created=time.strftime("%Y-%m-%d %H:%M"),
+        protocol=protocol,
+        data=data_summary(config, prepared),
+        versions=versions(),
+        machine=machine(),
+    )
+
+
+def _split_words(config: RunConfig) -> str:
+    split = config.data.split
+    if split.column is not None:
+        return f"by column '{split.column}'"
+    shares = "/".join(f"{100 * share:g}" for share in split.ratios)
+    kept = f", rows of one '{split.group}' kept together" if split.group is not None else ""
+    return f"{shares} into train, validation and test (seed {split.seed}{kept})"
+
+
+def data_summary(config: RunConfig, prepared: Prepared) -> DataSummary:
+    """Rows, holes, patterns, balance and failures of a table."""
+    splits = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
+    modalities = []
+    for m, (name, spec) in enumerate(prepared.encoder.specs.items()):
+        settings = config.data.modalities[name]
+        encoder = config.model.encoders.get(name)
+        kind = (encoder.name if encoder else None) or DEFAULTS[spec.type]
+        frozen = f"{settings.pretrained} (frozen), " if settings.pretrained else ""
+        missing = {key: 1.0 - float(batch.present[:, m].float().mean()) for key, batch in splits.items() if len(batch)}
+        modalities.append(
+            ModalitySummary(
+                name, settings.type, settings.all_columns, missing, f"{frozen}{kind}, {config.model.embed_dim} wide"
+            )
+        )
+    return DataSummary(
+        name=Path(config.data.table).name,
+        rows={key: len(batch) for key, batch in splits.items()},
+        target=", ".join(config.data.target_columns),
+        classes=prepared.encoder.target.classes,
+        class_counts=class_counts(prepared.train, prepared.encoder.target),
+        modalities=tuple(modalities),
+        patterns=patterns(prepared.train),
+        problems=tuple(Problem(where, kind, count) for where, kind, count, _ in prepared.problems),
+        examples=examples(prepared.problems),
+        grouping=config.data.split.group or "row",
+    )
+
+
+def class_counts(batch: Batch, target: TargetSpec) -> dict[str, int]:
+    """Rows of every class, or with every label."""
+    if batch.target is None or target.task == "regression":
+        return {}
+    if target.task == "multilabel":
+        counts = batch.target.nan_to_num().sum(dim=0).long()
+    else:
+        counts = torch.bincount(batch.target[batch.target >= 0], minlength=len(target.classes))
+    return dict(zip(target.classes, counts.tolist(), strict=True))
+
+
+def patterns(batch: Batch) -> tuple[tuple[tuple[str, ...], int], ...]:
+    """Rows by set of present modalities, most frequent first."""
+    counts = Counter(map(tuple, batch.present.tolist()))
+    return tuple(
+        (tuple(name for name, here in zip(batch.modalities, row, strict=True) if here), count)
+        for row, count in counts.most_common()
+    )
+
+
+def examples(problems: TableProblems, most: int = 10) -> tuple[str, ...]:
+    """The first broken cells, a line each."""
+    lines = [f"{where}: {kind}, {name}" for where, kind, _, named in problems for name in named]
+    return tuple(lines[:most])
+
+
+def write_all(report: ReportData, folder: Path) -> Path:
+    """``report.html`` with its numbers as JSON and CSV beside it."""
+    return write_report(report, folder / "report.html")
+
+
+def console_text(report: ReportData, path: Path, width: int | None = None) -> str:
+    """The table of arms, what it says in plain words, and the report's path."""
+    from rich.console import Console
+
+    stream = io.StringIO()
+    console = Console(file=stream, width=width or Console().width, highlight=False, soft_wrap=False)
+    console.print(console_table(report, console.width))
+    for sentence in plain_words(report):
+        console.print(sentence)
+    console.print()
+    return f"{stream.getvalue()}report: {path}"
+
+
+def this_command() -> str:
+    """The command line that runs now."""
+    arguments = sys.argv[1:]
+    return shlex.join(["polyfuse", *arguments]) if arguments else "polyfuse"

@@ -1,0 +1,192 @@
+"""`polyfuse train`: config or table in, run folder with calibrated model and report out."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyfuse.calibrate import Calibration, prior_logits
+from polyfuse.config import RunConfig, load_config, save_config
+from polyfuse.data.encode import Prepared, prepare
+from polyfuse.data.keyed import key_of
+from polyfuse.errors import UserError
+from polyfuse.models.fusion_model import FusionModel
+from polyfuse.report.records import ReportData
+from polyfuse.run import folder as place
+from polyfuse.run.reports import run_report, write_all
+from polyfuse.run.source import Say, quiet, resolve
+from polyfuse.train.build import build_model, parameter_count
+from polyfuse.train.devices import make_fabric
+from polyfuse.train.loop import FitResult, fit
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run came to.
+
+    Attributes:
+        folder: The run folder.
+        report: Everything its report shows.
+        fit: Of the loop.
+    """
+
+    folder: Path
+    report: ReportData
+    fit: FitResult
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "run": str(self.folder),
+            "report": str(self.folder / "report.html"),
+            "steps": self.fit.steps,
+            "validation_loss": self.fit.best_metric,
+            "records": [r.__dict__ | {"subset": list(r.subset)} for r in self.report.subset_records],
+        }
+
+    def text(self) -> str:
+        """The table, what it says, and where the report is."""
+        from polyfuse.run.reports import console_text
+
+        return console_text(self.report, self.folder / "report.html")
+
+
+def train_run(
+    source: Path,
+    *,
+    overrides: Sequence[str] = (),
+    target: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    say: Say = quiet,
+    progress: bool = True,
+) -> Trained | None:
+    """Train, calibrate, evaluate and report.
+
+    Args:
+        source: A YAML config, a table (then ``target`` is needed), or with ``resume`` a run folder.
+        overrides: ``key=value`` settings.
+        target: The column to predict.
+        out: The run folder; None = ``runs/NAME-N``.
+        resume: Carry on with an interrupted run; it ends with the same parameters as an uninterrupted one.
+        say: Told what happens, line by line.
+        progress: Show the progress bar on stderr.
+
+    Returns:
+        None on every process but the first of a distributed run.
+
+    Raises:
+        UserError: For a mistake in what was given.
+        KeyboardInterrupt: On Ctrl-C; the run can be resumed.
+    """
+    started = time.perf_counter()
+    if resume:
+        config = _config_to_resume(source, overrides, target, out)
+    else:
+        config = resolve(source, overrides, target, say)
+    fabric = make_fabric(config.train)
+    first = fabric is None or fabric.global_rank == 0
+    if not first:
+        say = quiet
+    folder = source if resume else _folder_for_all(config, out, fabric, first)
+    if first and not resume:
+        save_config(config, folder / place.CONFIG)
+        place.write_json(folder / place.VERSIONS, place.versions())
+    say(f"run folder: {folder}")
+    prepared = _prepare(config, folder, say)
+    if first:
+        place.write_json(folder / place.ENCODER, prepared.encoder.to_dict())
+        place.write_json(folder / place.PROBLEMS, prepared.problems.to_dict())
+    model = build_model(prepared.encoder.specs, prepared.encoder.target, config.model, seed=config.train.seed)
+    say(
+        f"training {config.model.fusion}: {parameter_count(model, trainable=True):,} parameters, "
+        f"{len(prepared.train):,} rows, {len(prepared.validation):,} for validation"
+    )
+    try:
+        result = fit(
+            model,
+            prepared.train,
+            prepared.validation,
+            config.train,
+            task=prepared.encoder.target.task,
+            masking=config.model.masking(),
+            classes=prepared.encoder.target.classes,
+            run_dir=folder,
+            resume=True,  # a fresh folder has nothing to resume from
+            progress=progress and first,
+            fabric=fabric,
+        )
+    except KeyboardInterrupt:
+        say(f"interrupted; carry on with: polyfuse train --resume {folder}")
+        raise
+    if not first:
+        return None
+    say(f"trained {result.steps} steps in {result.seconds:.0f} s; judging every combination of inputs")
+    report = finish(config, folder, prepared, model, result, started)
+    return Trained(folder, report, result)
+
+
+def finish(
+    config: RunConfig, folder: Path, prepared: Prepared, model: FusionModel, result: FitResult, started: float
+) -> ReportData:
+    """Calibrate on validation rows, judge on test rows, write the report."""
+    calibration = calibrate(config, prepared, model)
+    if calibration is not None:
+        place.write_json(folder / place.CALIBRATION, calibration.to_dict())
+    report = run_report(config, folder, prepared, model, calibration, result)
+    report.seconds = time.perf_counter() - started
+    write_all(report, folder)
+    return report
+
+
+def calibrate(config: RunConfig, prepared: Prepared, model: FusionModel) -> Calibration | None:
+    """Temperature, conformal sets and abstention per combination of inputs; None if switched off or without rows."""
+    from polyfuse.evaluate.sweep import sweep
+
+    if not config.calibrate.enabled or not len(prepared.validation):
+        return None
+    target = prepared.encoder.target
+    swept = sweep(model, prepared.validation, task=target.task, batch_size=config.evaluate.batch_size)
+    outputs = swept.logits.shape[2]
+    train_target = prepared.train.target
+    return Calibration.fit(
+        swept,
+        target.task,
+        alpha=config.calibrate.alpha,
+        risk=config.calibrate.risk,
+        ordered=config.calibrate.ordered,
+        prior=None if train_target is None else prior_logits(target.task, train_target.numpy(), outputs),
+        groups=group_keys(prepared, "validation"),
+    )
+
+
+def group_keys(prepared: Prepared, split: str) -> Any:
+    """``(N,)`` int64 key of each row's group; None where the schema names no group column."""
+    return None if prepared.groups is None else key_of(prepared.groups[split]).numpy()
+
+
+def _prepare(config: RunConfig, folder: Path, say: Say) -> Prepared:
+    """Read the table; on resuming it must encode as it did."""
+    prepared = prepare(config.data, folder=folder)
+    saved = folder / place.ENCODER
+    if saved.is_file() and place.read_json(saved) != json.loads(json.dumps(prepared.encoder.to_dict())):
+        raise UserError(f"cannot resume '{folder}': table '{config.data.table}' has changed; start a new run")
+    for line in prepared.lines():
+        say(line)
+    return prepared
+
+
+def _folder_for_all(config: RunConfig, out: Path | None, fabric: Any, first: bool) -> Path:
+    """One folder, made by the first process and known to all."""
+    made = str(place.new_folder(Path(config.data.table).stem, out)) if first else ""
+    return Path(made if fabric is None else fabric.broadcast(made))
+
+
+def _config_to_resume(source: Path, overrides: Sequence[str], target: str | None, out: Path | None) -> RunConfig:
+    if overrides or target is not None or out is not None:
+        raise UserError("--resume carries on with the run's own settings; leave out KEY=VALUE, --target and --out")
+    if not (source / place.CONFIG).is_file():
+        raise UserError(f"'{source}' is not a run folder: it has no {place.CONFIG}; --resume takes a run folder")
+    return load_config(source / place.CONFIG)

@@ -17,9 +17,9 @@ class ConcatFusion(NamedFusion):
     """Joint MLP over one slot per modality; the reference that every other fusion must beat.
 
     Slot m is ``LayerNorm(P_m x_m)`` where the modality is present and a learned missing token where it is not;
-    ``F = W_2 gelu(W_1 [slot_1; ...; slot_M])``. Slots keep which modality said what, which pooling loses. The LayerNorm
-    makes embeddings of unlike scales (1, 20 and 0.05 in our pilot) worth 3 points of accuracy more, and costs nothing on
-    like ones; the projection before it keeps what a LayerNorm of a narrow embedding would erase.
+    ``F = W_2 gelu(W_1 [slot_1; ...; slot_M])``. Slots keep which modality said what, which pooling loses. In our pilot
+    the LayerNorm gained 3 points of accuracy on embeddings of unlike scales (1, 20 and 0.05) and lost nothing on like
+    ones; the projection before it keeps what a LayerNorm of a narrow embedding would erase.
 
     Args:
         modalities: Names, in the column order of ``present``.

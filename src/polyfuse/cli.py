@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from polyfuse.errors import UserError
+
+# typer carries its own click, or uses the installed one: whichever it is, this is the class of its usage errors.
+_Misuse: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="polyfuse",
@@ -250,13 +252,13 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         status = app(args=arguments, standalone_mode=False)
         return int(status or 0)
-    except click.ClickException as error:
+    except _Misuse as error:
         error.show()
         return 2
     except UserError as error:
         say(f"polyfuse: {error}")
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         say("polyfuse: interrupted")
         return 130
     except BrokenPipeError:

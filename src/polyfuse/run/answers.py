@@ -1,4 +1,4 @@
-"""From logits to what a user reads: label, probabilities, conformal set or interval, abstain, which inputs were there."""
+"""From logits to what a user reads: label, probabilities, conformal set or interval, abstain, the inputs there were."""
 
 import json
 import math
@@ -22,7 +22,7 @@ class Answer:
 
     Attributes:
         label: The most probable class; the list of labels above one half; or the expected value.
-        confidence: Its calibrated probability (multilabel: of the least sure decision; regression: the standard deviation).
+        confidence: Its calibrated probability (multilabel: of the least sure decision; regression: the spread).
         probabilities: By class or label; empty in regression.
         set: Classes of the conformal set; regression: lower and upper end of the interval. None without calibration.
         abstain: The answer is too unsure for the wanted risk, or nothing was there to judge by.
@@ -51,7 +51,7 @@ class Answers:
     Attributes:
         target: Task and classes.
         modalities: Names, in the column order of ``present``.
-        probs: ``(N, C)`` calibrated probabilities; regression ``(N, 2)`` mean and standard deviation, in units of the target.
+        probs: ``(N, C)`` calibrated probabilities; regression ``(N, 2)`` mean and spread, in units of the target.
         sets: ``(N, C)`` bool, or ``(N, 2)`` interval ends in regression, or None.
         abstain: ``(N,)`` bool.
         present: ``(N, M)`` bool.

@@ -1,7 +1,8 @@
 """A run folder: everything that training decided, enough to answer a table again on another machine.
 
-``config.yaml`` (resolved), ``encoder.json`` (tokenizers, scales, vocabularies: fitted on training rows), ``metrics.jsonl``,
-``checkpoints/``, ``calibration.json``, ``problems.json``, ``report.html`` with its numbers as JSON and CSV, ``versions.json``.
+``config.yaml`` (resolved), ``encoder.json`` (tokenizers, scales, vocabularies: fitted on training rows),
+``metrics.jsonl``, ``checkpoints/``, ``calibration.json``, ``problems.json``, ``report.html`` with its numbers as JSON
+and CSV, ``versions.json``.
 Text, JSON and safetensors only: a foreign run folder runs no code when it is loaded.
 """
 
@@ -73,9 +74,7 @@ def load(folder: Path | str) -> Run:
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise UserError(
-            f"'{folder}' is not a run folder: it has no {CONFIG}; give the folder that `polyfuse train` made"
-        )
+        raise UserError(f"'{folder}' is no run folder (it has no {CONFIG}); give the folder that `polyfuse train` made")
     config = load_config(folder / CONFIG)
     encoder = load_encoder(folder)
     model = build_model(encoder.specs, encoder.target, config.model, seed=config.train.seed)
@@ -138,9 +137,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"'{path}' is missing: the run was not finished; resume it with `polyfuse train --resume`"
-        ) from None
+        raise UserError(f"'{path}' is missing: the run is not finished; polyfuse train --resume finishes it") from None
     except (OSError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read as JSON ({error}); the run folder is damaged") from None
 

@@ -1,11 +1,11 @@
 """`polyfuse inspect`: look at a table, show its holes, propose a config."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polyfuse.config import make_config, to_dict, to_yaml
+from polyfuse.config import make_config, parse_yaml
 from polyfuse.data.inspect import Proposal, propose
 from polyfuse.errors import UserError
 from polyfuse.run.folder import write_text
@@ -22,7 +22,7 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**self.proposal.to_dict(), "config": to_dict(self.proposal.config)}
+        return self.proposal.to_dict()
 
     def text(self) -> str:
         """The tables and the proposed ``data:`` part, or where it was written."""
@@ -47,22 +47,13 @@ def inspect_table(
         UserError: If the table cannot be read, or ``output`` exists.
     """
     proposal = propose(table, target=target)
-    data = to_dict(proposal.config)
     if output is not None:
         if output.exists():
             raise UserError(f"'{output}' exists; delete it or choose another -o")
-        data["table"] = os.path.relpath(table.resolve(), output.resolve().parent)
-    full = {"data": data}
-    make_config(full)  # what is proposed must run
-    yaml = _short_yaml(proposal, data)
+        beside = os.path.relpath(table.resolve(), output.resolve().parent)
+        proposal = replace(proposal, config=proposal.config.model_copy(update={"table": beside}))
+    yaml = proposal.to_yaml()
+    make_config(parse_yaml(yaml, "the proposed config"))  # what is proposed must run
     if output is not None:
         write_text(output, yaml)
     return Inspection(proposal, yaml, output)
-
-
-def _short_yaml(proposal: Proposal, data: dict[str, Any]) -> str:
-    """The settings that differ from their defaults, and the three that everybody changes first."""
-    short = proposal.config.model_dump(mode="json", exclude_defaults=True)
-    short["table"] = data["table"]
-    config = {"data": short, "model": {"fusion": "concat"}, "train": {"epochs": 20, "seed": 0}}
-    return to_yaml(config)

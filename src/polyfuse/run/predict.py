@@ -65,10 +65,8 @@ class Predicted:
     def text(self) -> str:
         """A few lines for a reader."""
         rate = self.rows / max(self.seconds, 1e-9)
-        lines = [
-            f"{self.rows:,} rows in {self.seconds:.1f} s ({rate:,.0f}/s): {self.answered:,} answered, "
-            f"{self.abstained:,} of them flagged as too unsure, {self.unreadable:,} unreadable"
-        ]
+        head = f"{self.rows:,} rows in {self.seconds:.1f} s ({rate:,.0f}/s): {self.answered:,} answered, "
+        lines = [head + f"{self.abstained:,} of them flagged as too unsure, {self.unreadable:,} unreadable"]
         for pattern, count in self.patterns.most_common(8):
             lines.append(f"  {count:>9,}  {pattern or '(no input: the class prior, flagged)'}")
         if len(self.patterns) > 8:
@@ -90,8 +88,8 @@ def predict_table(
     """Answer every row of a table, larger than memory if need be.
 
     The output has, per row of the table and in its order: ``row`` (from 1), ``id``, ``prediction``, ``confidence``
-    (regression: ``std``), ``set`` (regression: ``low``, ``high``), ``abstain``, ``present``, one ``p:<class>`` per class
-    and ``note``: what was broken in the row, or why it could not be read (then there is no prediction).
+    (regression: ``std``), ``set`` (regression: ``low``, ``high``), ``abstain``, ``present``, one ``p:<class>`` per
+    class and ``note``: what was broken in the row, or why it could not be read (then there is no prediction).
 
     Args:
         run: A run, or its folder.
@@ -124,10 +122,8 @@ def _check_columns(run: Run, table: Path, say: Say) -> None:
     known = read_header(table)
     lacking = {name: [c for c in codec.columns if c not in known] for name, codec in run.encoder.codecs.items()}
     if all(len(missing) == len(run.encoder.codecs[name].columns) for name, missing in lacking.items()):
-        wanted = ", ".join(repr(c) for c in run.encoder.config.input_columns[:12])
-        raise UserError(
-            f"table '{table.name}' has none of the run's input columns ({wanted}); it has {', '.join(map(repr, known[:12]))}"
-        )
+        wanted, has = (", ".join(map(repr, names[:12])) for names in (run.encoder.config.input_columns, known))
+        raise UserError(f"table '{table.name}' has none of the run's input columns ({wanted}); it has {has}")
     for name, missing in lacking.items():
         if missing:
             columns = ", ".join(map(repr, missing))

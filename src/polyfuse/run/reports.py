@@ -102,20 +102,19 @@ def blank_report(config: RunConfig, prepared: Prepared, title: str) -> ReportDat
     """A report that knows its data, its protocol and its machine, and no arm yet."""
     target = prepared.encoder.target
     masks = config.model.masking()
-    protocol = [
-        f"Rows of {Path(config.data.table).name} were divided {_split_words(config)}; encoders, tokenizers and scales "
-        "were fitted on training rows only.",
-        f"In training a present input was hidden with probability {masks['modality_dropout']:g} (one always survives) "
-        f"and replaced without a flag, by noise or another row's, with probability {masks['corruption']:g}.",
-        "Every combination of inputs is scored on the test rows that have all of it; calibration is fitted per "
-        "combination on validation rows.",
-    ]
+    hidden, corrupted = masks["modality_dropout"], masks["corruption"]
+    protocol = f"""\
+        Rows of {Path(config.data.table).name} were divided {_split_words(config)}; encoders, tokenizers and scales were fitted on training rows only.
+        In training a present input was hidden with probability {hidden:g} (one always survives) and replaced without \
+a flag, by noise or another row's, with probability {corrupted:g}.
+        Every combination of inputs is scored on the test rows that have all of it; calibration is fitted per \
+combination on validation rows."""
     return ReportData(
         title=title,
         task=target.task,
         modalities=prepared.encoder.modalities,
         created=time.strftime("%Y-%m-%d %H:%M"),
-        protocol=protocol,
+        protocol=[line.strip() for line in protocol.splitlines()],
         data=data_summary(config, prepared),
         versions=versions(),
         machine=machine(),
@@ -194,14 +193,15 @@ def write_all(report: ReportData, folder: Path) -> Path:
 def console_text(report: ReportData, path: Path, width: int | None = None) -> str:
     """The table of arms, what it says in plain words, and the report's path."""
     from rich.console import Console
+    from rich.text import Text
 
     stream = io.StringIO()
     console = Console(file=stream, width=width or Console().width, highlight=False, soft_wrap=False)
     console.print(console_table(report, console.width))
     for sentence in plain_words(report):
-        console.print(sentence)
-    console.print()
-    return f"{stream.getvalue()}report: {path}"
+        console.print(Text(f"• {sentence}"))
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    return "\n".join([*lines, "", f"report: {path}"])
 
 
 def this_command() -> str:

@@ -103,18 +103,21 @@ def blank_report(config: RunConfig, prepared: Prepared, title: str) -> ReportDat
     target = prepared.encoder.target
     masks = config.model.masking()
     hidden, corrupted = masks["modality_dropout"], masks["corruption"]
-    protocol = f"""\
-        Rows of {Path(config.data.table).name} were divided {_split_words(config)}; encoders, tokenizers and scales were fitted on training rows only.
-        In training a present input was hidden with probability {hidden:g} (one always survives) and replaced without \
-a flag, by noise or another row's, with probability {corrupted:g}.
-        Every combination of inputs is scored on the test rows that have all of it; calibration is fitted per \
-combination on validation rows."""
+    split = f"Rows of {Path(config.data.table).name} were divided {_split_words(config)}"
+    masking = f"In training a present input was hidden with probability {hidden:g} (one always survives)"
+    replaced = f"replaced without a flag, by noise or another row's, with probability {corrupted:g}"
+    protocol = [
+        f"{split}; encoders, tokenizers and scales were fitted on training rows only.",
+        f"{masking} and {replaced}.",
+        "Every combination of inputs is scored on the test rows that have all of it.",
+        "Calibration is fitted per combination of inputs, on validation rows.",
+    ]
     return ReportData(
         title=title,
         task=target.task,
         modalities=prepared.encoder.modalities,
         created=time.strftime("%Y-%m-%d %H:%M"),
-        protocol=[line.strip() for line in protocol.splitlines()],
+        protocol=protocol,
         data=data_summary(config, prepared),
         versions=versions(),
         machine=machine(),

@@ -1,0 +1,96 @@
+"""A config becomes a run folder that holds what it promises and can be taken up again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from polyfuse.errors import UserError
+from polyfuse.run import load, train_run
+from polyfuse.run.folder import Run, new_folder
+from polyfuse.train.checkpoint import BEST, LAST, METRICS
+
+
+def test_a_run_folder_holds_what_the_design_lists(run: Run) -> None:
+    for name in ("config.yaml", "encoder.json", "calibration.json", "problems.json", "versions.json", METRICS, BEST, LAST):
+        assert (run.folder / name).is_file(), name
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    record = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
+    assert {"picture+name+facts", "name"} <= {"+".join(r["subset"]) for r in record["subset_records"]}
+    assert json.loads((run.folder / "versions.json").read_text(encoding="utf-8"))["torch"] == torch.__version__
+    resolved = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    assert resolved["train"]["lr"] > 0  # defaults are written down
+    assert Path(resolved["data"]["table"]).is_absolute()
+
+
+def test_the_same_config_gives_the_same_parameters(run: Run, config: Path, tmp_path: Path) -> None:
+    again = train_run(config, out=tmp_path / "again", progress=False)
+    assert again is not None
+    ours, theirs = run.model.state_dict(), load(tmp_path / "again").model.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, theirs[name]), name
+
+
+def test_resume_of_a_run_without_its_later_half_ends_the_same(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    for name in (LAST, BEST, "calibration.json", "report.html"):  # as if killed before the first checkpoint
+        (folder / name).unlink()
+    resumed = train_run(folder, resume=True, progress=False)
+    assert resumed is not None
+    assert (folder / "report.html").is_file()
+    for name, value in load(folder).model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, run.model.state_dict()[name]), name
+
+
+def test_resume_refuses_a_changed_table(run: Run, table: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    changed = tmp_path / "emoji.csv"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    changed.write_text("\n".join(lines[:200]) + "\n", encoding="utf-8")
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    (folder / "config.yaml").write_text(text.replace(str(table), str(changed)) + "\n", encoding="utf-8")
+    shutil.copytree(table.parent / "pictures", tmp_path / "pictures")
+    with pytest.raises(UserError, match="has changed; start a new run"):
+        train_run(folder, resume=True, progress=False)
+
+
+def test_a_run_is_never_overwritten(run: Run, config: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exists and is not empty; a run is never overwritten"):
+        train_run(config, out=run.folder, progress=False)
+    assert [new_folder("a", None, tmp_path).name for _ in range(3)] == ["a-1", "a-2", "a-3"]
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("missing.yaml", {}, "cannot read the config 'missing.yaml'"),
+        ("missing.csv", {"target": "x"}, "table 'missing.csv' does not exist"),
+        ("missing.csv", {}, "which column of 'missing.csv' is to be predicted"),
+        ("missing.yaml", {"target": "x"}, "--target belongs to a table"),
+        ("missing", {"resume": True}, "'missing' is not a run folder"),
+        ("missing", {"resume": True, "overrides": ["train.lr=1"]}, "leave out KEY=VALUE"),
+    ],
+)
+def test_mistakes_are_one_sentence(source: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_run(Path(source), **options)  # type: ignore[arg-type]
+
+
+def test_load_refuses_what_is_no_run(tmp_path: Path, run: Run) -> None:
+    with pytest.raises(UserError, match=r"is no run folder \(it has no config.yaml\)"):
+        load(tmp_path)
+    folder = tmp_path / "unfinished"
+    folder.mkdir()
+    shutil.copy(run.folder / "config.yaml", folder)
+    with pytest.raises(UserError, match=r"encoder.json' is missing: the run is not finished"):
+        load(folder)

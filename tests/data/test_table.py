@@ -226,7 +226,7 @@ def test_wrong_paths_and_columns_suggest(tmp_path: Path) -> None:
         read_header(tmp_path / "product.csv")
     with pytest.raises(UserError, match=r"is a folder; name the .csv"):
         read_header(tmp_path)
-    with pytest.raises(UserError, match=r"table 't.csv' has no column 'titel'; did you mean 'title'. its columns: 'id'"):
+    with pytest.raises(UserError, match=r"'t.csv' has no column 'titel'; did you mean 'title'. its columns: 'id'"):
         check_columns(["id", "titel"], ["id", "title"], "t.csv")
 
 

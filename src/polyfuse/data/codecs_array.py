@@ -57,10 +57,9 @@ def _length(part: Any) -> int:
 
 
 def _load(cell: str | bytes, reading: Reading) -> np.ndarray:
-    if isinstance(cell, str):
-        real = find_file(cell, reading)
-        if not real.lower().endswith(".npy"):
-            raise Broken("wrong type", "expected a JSON list or an .npy file")
+    if isinstance(cell, str) and not cell.lower().endswith(".npy"):
+        raise Broken("wrong type", "expected a JSON list or an .npy file")
+    real = find_file(cell, reading) if isinstance(cell, str) else ""
     try:
         if isinstance(cell, bytes):
             array = np.load(BytesIO(cell), allow_pickle=False)

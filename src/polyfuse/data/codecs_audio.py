@@ -62,9 +62,10 @@ def _cut_short(head: bytes, tail: bytes, size: int) -> bool:
         said = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
         return said not in _UNKNOWN_SIZES and said + 8 > size + 1  # one byte of padding is often left out
     if head[:4] == b"OggS":
-        last = tail.rfind(b"OggS")
-        # the last page carries the end-of-stream bit
-        return last < 0 or len(tail) < last + 27 or not tail[last + 5] & 4
+        page = tail[max(tail.rfind(b"OggS"), 0) :]
+        if len(page) < 27 or not page[5] & 4:  # the last page carries the end-of-stream bit
+            return True
+        return len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
     return False
 
 

@@ -21,6 +21,8 @@ from polyfuse.data.spec import ModalitySpec
 
 #: Raster formats only: PIL would hand EPS to Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+#: How files of these formats start.
+MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _lock = threading.Lock()
 _users = 0
 _saved: tuple[bool, int | None] = (False, None)
@@ -61,6 +63,8 @@ def decode_image(source: str | bytes, size: int, fit: str = "crop", max_pixels: 
     except Broken:
         raise
     except UnidentifiedImageError:
+        if _head(source).startswith(MAGIC):
+            raise Broken("undecodable", "starts like an image and is none") from None
         raise Broken("wrong type", "not an image") from None
     except MemoryError:
         raise Broken("too many pixels", "out of memory") from None
@@ -68,6 +72,13 @@ def decode_image(source: str | bytes, size: int, fit: str = "crop", max_pixels: 
         text = (str(error).splitlines() or [""])[0][:80] or type(error).__name__
         early = isinstance(error, EOFError) or any(word in text.lower() for word in ("truncated", "unexpected end"))
         raise Broken("truncated" if early else "undecodable", text) from None
+
+
+def _head(source: str | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:12]
+    with open(source, "rb") as file:
+        return file.read(12)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

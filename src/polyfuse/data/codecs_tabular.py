@@ -134,7 +134,7 @@ class TabularCodec(Codec):
         for c, (name, codes) in enumerate(self._levels.items()):
             column = by_name[name]
             out["categorical"][:, c] = [0 if cell is None else codes.get(str(cell), 0) for cell in column]
-            present |= [_is_text(cell) for cell in column]
+            present |= np.array([_is_text(cell) for cell in column], dtype=bool)
             for i in np.flatnonzero(out["categorical"][:, c] == 0).tolist():
                 if column[i] is not None:
                     kind = "unknown category" if _is_text(column[i]) else "bad UTF-8"

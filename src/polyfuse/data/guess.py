@@ -11,6 +11,7 @@ import numpy as np
 
 from polyfuse.data.codecs import Reading, numbers
 from polyfuse.data.codecs_array import parse_array
+from polyfuse.data.codecs_image import MAGIC
 from polyfuse.data.problems import Broken
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -21,7 +22,6 @@ _ID_NAME = re.compile(r"(.*[_\s-])?(id|uid|uuid|guid|key|index|idx)|unnamed.*|",
 _CAMEL_ID = re.compile(r".*[a-z]I[dD]")
 _MOST = 0.8
 _NUMERIC = 0.95
-_MAGIC_IMAGE = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _MAGIC_SOUND = (b"fLaC", b"OggS", b"ID3", b"FORM")
 
 
@@ -113,7 +113,7 @@ def _objects(full: Sequence[Any]) -> Guess:
     if isinstance(first, str) and first.lower().endswith(IMAGES + SOUNDS):
         return Guess("image" if first.lower().endswith(IMAGES) else "audio", len(full), "files inside the table")
     if isinstance(first, bytes):
-        if first.startswith(_MAGIC_IMAGE) or first[8:12] == b"WEBP":
+        if first.startswith(MAGIC) or first[8:12] == b"WEBP":
             return Guess("image", len(full), "image files inside the table")
         if first.startswith(_MAGIC_SOUND) or first[8:12] == b"WAVE":
             return Guess("audio", len(full), "audio files inside the table")

@@ -305,10 +305,11 @@ class _Loader(yaml.SafeLoader):
     """YAML that reads 1e-3 as a number, as YAML 1.2 and everybody else does, and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for (key, _), name in zip(node.value, keys, strict=True):
-            if keys.count(name) > 1 and name != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"key '{name}' is given twice", key.start_mark)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is given twice", key.start_mark)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 

@@ -84,11 +84,11 @@ class Recorder:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self.gradients.append(torch.cat([p.grad.flatten() for p in parameters]).clone())
 
-        PlainDevice.clip = FabricDevice.clip = clip  # type: ignore[method-assign]
+        PlainDevice.clip = FabricDevice.clip = clip
         return self
 
     def __exit__(self, *_: object) -> None:
-        PlainDevice.clip, FabricDevice.clip = self.clips  # type: ignore[method-assign]
+        PlainDevice.clip, FabricDevice.clip = self.clips
 
 
 def train(fabric: Any, case: dict[str, Any], run_dir: Path | None = None) -> tuple[FitResult, list[torch.Tensor], Any]:
@@ -160,14 +160,14 @@ def resume_together(folder: Path, fabric: Any, lead: bool) -> None:
             raise KeyboardInterrupt
         original(self, step)
 
-    loop._Loop._train = stop  # type: ignore[method-assign]
+    loop._Loop._train = stop
     stopped = False
     case["train"]["checkpoint_steps"] = 7
     try:
         train(fabric, case, folder / "cut")
     except KeyboardInterrupt:
         stopped = True
-    loop._Loop._train = original  # type: ignore[method-assign]
+    loop._Loop._train = original
     fabric.barrier()
     train(fabric, case, folder / "cut")
     if lead:

@@ -120,7 +120,7 @@ def at_step(number: int, what: Callable[..., None]) -> Callable[[], None]:
                 self.device.clip = lambda *args: (clip(*args), what())
             original(self, step)
 
-        loop._Loop._train = train  # type: ignore[method-assign]
+        loop._Loop._train = train
 
     return plan
 
@@ -142,7 +142,7 @@ def at_write(count: int, name: str, *, before: bool) -> Callable[[], None]:
                 kill_self()
             return result
 
-        Path.replace = replace  # type: ignore[method-assign, assignment]
+        Path.replace = replace
 
     return plan
 
@@ -215,10 +215,10 @@ def main(folder: Path) -> None:
     }
     for number, (case, (plan, expected)) in enumerate(cases.items()):
         run_dir = folder / str(number)
-        code = wait(in_child(lambda plan=plan, run_dir=run_dir: (plan(), train_run(run_dir))))  # type: ignore[misc]
+        code = wait(in_child(lambda plan=plan, run_dir=run_dir: (plan(), train_run(run_dir))))
         path = run_dir / "last.safetensors"
         saved = read_checkpoint(path).state["counters"]["step"] if path.exists() else None
-        resumed = wait(in_child(lambda run_dir=run_dir: train_run(run_dir)))  # type: ignore[misc]
+        resumed = wait(in_child(lambda run_dir=run_dir: train_run(run_dir)))
         report(
             case,
             died=code == expected,

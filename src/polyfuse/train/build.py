@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from polyfuse.data.batch import map_tensors
 from polyfuse.data.keyed import seed_of
 from polyfuse.data.schema import nearest
-from polyfuse.data.spec import ModalitySpec, TargetSpec
+from polyfuse.data.spec import ModalitySpec, TargetSpec, empty_input
 from polyfuse.encoders import DEFAULTS, ENCODERS, build_encoder
 from polyfuse.errors import UserError
 from polyfuse.fusion import FUSIONS
@@ -71,20 +72,20 @@ def build_head(target: TargetSpec, in_dim: int, hidden: int | None = None, dropo
     return head(in_dim, target.outputs, hidden=hidden, dropout=dropout)
 
 
+@torch.no_grad()
 def encoder_width(encoder: nn.Module, spec: ModalitySpec) -> int:
-    """Width of an embedding: the encoder's ``embed_dim``, its layer ``project``, or what ``nn.Identity`` lets by.
+    """Width of an encoder's embedding, seen on one empty row.
 
     Raises:
-        ValueError: If it cannot be told.
+        ValueError: If it is not ``(B, D)``.
     """
-    if isinstance(encoder, nn.Identity):
-        if spec.type != "vector":
-            raise ValueError(f"nn.Identity needs a vector modality, but '{spec.name}' is {spec.type}")
-        return spec.size("width")
-    width = getattr(encoder, "embed_dim", None) or getattr(getattr(encoder, "project", None), "out_features", None)
-    if not isinstance(width, int):
-        raise ValueError(f"the encoder of '{spec.name}' must have an int embed_dim, got {type(encoder).__name__}")
-    return width
+    training, device = encoder.training, next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    row = map_tensors({spec.name: empty_input(spec, 1)}, lambda tensor: tensor.to(device))
+    embedding = encoder.eval()(row[spec.name])
+    encoder.train(training)
+    if embedding.ndim != 2:
+        raise ValueError(f"the encoder of '{spec.name}' must give (B, D), got {tuple(embedding.shape)} for one row")
+    return int(embedding.shape[1])
 
 
 def parameter_count(model: nn.Module, *, trainable: bool = False) -> int:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from polyfuse.data.batch import Batch
+from polyfuse.data.batch import Batch, map_tensors
 from polyfuse.data.spec import ModalitySpec, TargetSpec
 from polyfuse.errors import UserError
 from polyfuse.fusion.base import FusionOutput, check_embeddings
-from polyfuse.models.fusion_model import FusionModel, zero_absent
+from polyfuse.models.fusion_model import FusionModel
 from polyfuse.train.build import build_encoder_of, build_head, encoder_width, freeze, seeded
 from polyfuse.train.loop import FitResult, fit
 
@@ -146,8 +146,9 @@ def embed(encoders: FusionModel | Mapping[str, nn.Module], batch: Batch, *, batc
         parts = []
         for rows in torch.arange(len(batch)).split(batch_size):
             part = _column(batch, column).rows(rows).to(device)
-            features_bD = module(zero_absent(part.inputs[name], part.present[:, 0]))
-            parts.append(features_bD.float().masked_fill(~part.present, 0.0).cpu())
+            there_b = part.present[:, 0]
+            clean = map_tensors(part.inputs, lambda t, there_b=there_b: zero_rows(t, ~there_b))
+            parts.append(zero_rows(module(clean[name]).float(), ~there_b).cpu())
         module.train(training)
         features[name] = torch.cat(parts)
     return replace(batch, inputs=features)
@@ -156,6 +157,11 @@ def embed(encoders: FusionModel | Mapping[str, nn.Module], batch: Batch, *, batc
 def feature_specs(batch: Batch) -> dict[str, ModalitySpec]:
     """The specs of a batch of features: every modality a ``vector`` of its width."""
     return {name: ModalitySpec(name, "vector", {"width": _width(batch, name)}) for name in batch.modalities}
+
+
+def zero_rows(value: Tensor, rows_B: Tensor) -> Tensor:
+    """A copy that is zero (or False) in the marked rows."""
+    return value.masked_fill(rows_B.view(-1, *(1,) * (value.ndim - 1)), 0)
 
 
 def _width(batch: Batch, name: str) -> int:

@@ -221,6 +221,11 @@ def test_scale_undoes_standardisation() -> None:
         assert inner[name] == pytest.approx(outer[name]), name
 
 
+def test_bins_are_passed_on() -> None:
+    p, y = classes()
+    assert metrics.score("classification", p, y, bins=3)["ece"] == metrics.ece(p, y, bins=3) != metrics.ece(p, y)
+
+
 def test_row_scores_average_to_the_metric() -> None:
     for task in metrics.TASKS:
         p, y = DECOMPOSABLE_SETS[task](11)  # type: ignore[operator]

@@ -31,6 +31,8 @@ def test_sampled_subsets_are_distinct_keyed_and_hold_the_important_ones() -> Non
     np.testing.assert_array_equal(masks, subsets.all_subsets(m, seed=3))
     assert not np.array_equal(masks, subsets.all_subsets(m, seed=4))
     assert len(subsets.all_subsets(7, sampled=500)) == 127  # no more than there are
+    assert len(subsets.all_subsets(8, exhaustive=8)) == 255
+    assert len(subsets.subsets_of(np.ones((3, 5), bool), exhaustive=4, sampled=20)) == 20
 
 
 def test_frequent_patterns_join_the_sampled_list() -> None:

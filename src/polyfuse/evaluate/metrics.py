@@ -269,7 +269,13 @@ def row_nll(task: str, probs: ArrayLike, target: ArrayLike) -> Floats:
 
 
 def score(
-    task: str, probs: ArrayLike, target: ArrayLike, *, weight: ArrayLike | None = None, scale: float = 1.0
+    task: str,
+    probs: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    scale: float = 1.0,
+    bins: int = BINS,
 ) -> dict[str, float]:
     """Every metric of a task.
 
@@ -279,6 +285,7 @@ def score(
         target: ``(N,)`` int classes, ``(N, L)`` 0/1 labels, or ``(N,)`` values on the scale of the mean.
         weight: ``(N,)`` row weights.
         scale: Standard deviation that undoes the target's standardisation (regression): errors come out in its units.
+        bins: Bins of the calibration errors.
 
     Returns:
         Always ``nll, ece, ece_equal_mass, confidence, aurc, eaurc, augrc, risk_at_coverage_80``. Classification adds
@@ -300,12 +307,12 @@ def score(
         "macro_f1": macro_f1(p, y, w),
         "nll": nll(p, y, w),
         "brier": brier(p, y, w),
-        "ece": ece(p, y, weight=w),
-        "ece_equal_mass": ece_equal_mass(p, y, weight=w),
+        "ece": ece(p, y, bins=bins, weight=w),
+        "ece_equal_mass": ece_equal_mass(p, y, bins=bins, weight=w),
         **_selective_scores(sure, loss, w),
     }
     if task == "classification":
-        out["ece_classwise"] = ece_classwise(p, y, weight=w)
+        out["ece_classwise"] = ece_classwise(p, y, bins=bins, weight=w)
         out["coverage_at_risk_5"] = selective.coverage_at_risk(sure, loss, 0.05, w)
     else:
         out["accuracy"] = accuracy(p, y, w)

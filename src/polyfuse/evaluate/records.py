@@ -33,6 +33,7 @@ def evaluate_model(
     *,
     scale: float = 1.0,
     batch_size: int = 1024,
+    bins: int = BINS,
 ) -> list[Record]:
     """``records`` of a ``sweep`` in one call.
 
@@ -44,12 +45,15 @@ def evaluate_model(
         subsets: ``(S, M)`` bool, None = all (sampled above six modalities).
         scale: Standard deviation that undoes the target's standardisation (regression).
         batch_size: Rows per encoder call.
+        bins: Bins of the calibration errors.
     """
     swept = sweep(model, batch, subsets=subsets, task=task, batch_size=batch_size)
-    return records(swept, task, calibration, scale=scale)
+    return records(swept, task, calibration, scale=scale, bins=bins)
 
 
-def records(swept: Sweep, task: str, calibration: Calibrator | None = None, *, scale: float = 1.0) -> list[Record]:
+def records(
+    swept: Sweep, task: str, calibration: Calibrator | None = None, *, scale: float = 1.0, bins: int = BINS
+) -> list[Record]:
     """One record per subset, scored on the rows that have all of it.
 
     Returns:
@@ -71,18 +75,22 @@ def records(swept: Sweep, task: str, calibration: Calibrator | None = None, *, s
             "ms_per_row": swept.ms_per_row,
         }
         present = np.broadcast_to(mask, (int(valid.sum()), len(mask)))
-        record |= scores(task, swept.logits[s, valid], present, swept.target[valid], calibration, scale=scale)
+        record |= scores(
+            task, swept.logits[s, valid], present, swept.target[valid], calibration, scale=scale, bins=bins
+        )
         if swept.weights is not None:
             record["weights"] = dict(zip(swept.modalities, swept.weights[s].tolist(), strict=True))
         out.append(plain(record))
     return out
 
 
-def own_record(swept: Sweep, task: str, calibration: Calibrator | None = None, *, scale: float = 1.0) -> Record:
+def own_record(
+    swept: Sweep, task: str, calibration: Calibrator | None = None, *, scale: float = 1.0, bins: int = BINS
+) -> Record:
     """The same scores for the rows as they are, with their natural holes (empty ones too); ``subset`` is "as found"."""
     rows = swept.scored
     record: Record = {"subset": "as found", "n": int(rows.sum()), "ms_per_row": swept.ms_per_row}
-    found = scores(task, swept.own[rows], swept.present[rows], swept.target[rows], calibration, scale=scale)
+    found = scores(task, swept.own[rows], swept.present[rows], swept.target[rows], calibration, scale=scale, bins=bins)
     return plain({**record, **found})
 
 
@@ -94,14 +102,15 @@ def scores(
     calibration: Calibrator | None = None,
     *,
     scale: float = 1.0,
+    bins: int = BINS,
 ) -> dict[str, float]:
     """Raw scores of some rows and, with a calibration, what it makes of them (names in ``records``)."""
     y, here = np.asarray(target), np.asarray(present, bool)
-    out = score(task, probabilities(task, logits), y, scale=scale)
+    out = score(task, probabilities(task, logits), y, scale=scale, bins=bins)
     if calibration is None:
         return out
     calibrated = calibration.apply(logits, here)
-    after = score(task, calibrated.probs, y, scale=scale)
+    after = score(task, calibrated.probs, y, scale=scale, bins=bins)
     out |= {f"{name}_calibrated": after[name] for name in AFTER if name in after}
     out |= _set_scores(task, calibrated, y, scale)
     abstain = np.asarray(calibrated.abstain, bool)

@@ -45,8 +45,8 @@ def mask_codes(present: ArrayLike) -> NDArray[np.int64]:
     return masks.astype(np.int64) @ (np.int64(1) << np.arange(masks.shape[-1], dtype=np.int64))
 
 
-def all_subsets(modalities: int, *, seed: int = 0, sampled: int = SAMPLED) -> Masks:
-    """Every non-empty subset up to six modalities; above, a fixed number of them.
+def all_subsets(modalities: int, *, seed: int = 0, sampled: int = SAMPLED, exhaustive: int = EXHAUSTIVE) -> Masks:
+    """Every non-empty subset up to ``exhaustive`` modalities; above, ``sampled`` of them.
 
     The sampled list always holds all singletons, all subsets that lack one modality and the complete one; the rest is
     drawn by turns from the sizes between, each of a size with equal chance.
@@ -60,7 +60,7 @@ def all_subsets(modalities: int, *, seed: int = 0, sampled: int = SAMPLED) -> Ma
     """
     if modalities < 1:
         raise ValueError(f"modalities must be at least 1, got {modalities}")
-    if modalities <= EXHAUSTIVE:
+    if modalities <= exhaustive:
         codes = np.arange(1, 1 << modalities)
         masks = ((codes[:, None] >> np.arange(modalities)) & 1).astype(bool)
     else:
@@ -68,15 +68,23 @@ def all_subsets(modalities: int, *, seed: int = 0, sampled: int = SAMPLED) -> Ma
     return masks[np.argsort(masks.sum(axis=1), kind="stable")]
 
 
-def subsets_of(present: ArrayLike, *, seed: int = 0, min_rows: int = 20, at_most: int = SAMPLED) -> Masks:
+def subsets_of(
+    present: ArrayLike,
+    *,
+    seed: int = 0,
+    min_rows: int = 20,
+    at_most: int = SAMPLED,
+    sampled: int = SAMPLED,
+    exhaustive: int = EXHAUSTIVE,
+) -> Masks:
     """The subsets to evaluate on rows with these holes.
 
-    They are ``all_subsets``; above six modalities also the patterns that ``min_rows`` rows or more have (the
+    They are ``all_subsets``; above ``exhaustive`` modalities also the patterns that ``min_rows`` rows or more have (the
     ``at_most`` most frequent), so that calibration has thresholds for them.
     """
     rows = np.asarray(present, bool)
-    masks = all_subsets(rows.shape[1], seed=seed)
-    if rows.shape[1] <= EXHAUSTIVE:
+    masks = all_subsets(rows.shape[1], seed=seed, sampled=sampled, exhaustive=exhaustive)
+    if rows.shape[1] <= exhaustive:
         return masks
     codes, first, counts = np.unique(mask_codes(rows), return_index=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:at_most]

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from polyfuse.evaluate.metrics import HIGHER_IS_BETTER, confidence, confidence_and_loss, row_nll, score
 from polyfuse.evaluate.metrics import probabilities as plain_probabilities
+from polyfuse.evaluate.reliability import BINS
 from polyfuse.evaluate.selective import Floats
 from polyfuse.evaluate.subsets import drop_weights, mask_codes, row_drop_weights
 from polyfuse.evaluate.sweep import Sweep
@@ -47,6 +48,7 @@ def drop_curve(
     *,
     calibration: Calibrator | None = None,
     scale: float = 1.0,
+    bins: int = BINS,
 ) -> list[dict[str, float]]:
     """Scores when every input that is there is dropped with one probability and one survives, without sampling.
 
@@ -68,7 +70,7 @@ def drop_curve(
         held = sweep.present[rows].sum(axis=1)
         whole = np.where(listed[rows], 0.0, (1 - rate) ** held / np.maximum(1 - rate**held, 1e-300))
         weight = np.concatenate([weights * (1 - whole), whole[None]]).ravel()
-        scores = score(task, np.concatenate(pools), target, weight=weight, scale=scale)
+        scores = score(task, np.concatenate(pools), target, weight=weight, scale=scale, bins=bins)
         curve.append({"rate": float(rate), "n": float(rows.sum()), **scores})
     return curve
 

@@ -166,10 +166,12 @@ def _add_parts(data: ReportData, chosen: list[Any], subsets: list[Any], score: A
             for m in names[:4]:
                 for kind_of in ("noise 1", "noise 3", "permuted", "stuck", "scaled 4"):
                     value = score(ability, loss, names, -0.1 * draw.random() * (1 if name == "default" else 2.3))
-                    data.corruption.append(CorruptionRecord(name, seed, kind_of, m, {metric.name: value}))
+                    clean = score(ability, loss, names, 0.0)
+                    scores = {metric.name: value, f"{metric.name}_intact": clean}
+                    data.corruption.append(CorruptionRecord(name, seed, kind_of, m, scores))
         for subset in [names, *subsets[: len(names)]]:
             data.reliability += _reliability(name, subset, over)
-        if name in ("aecf", "attention_pool", "gated", "model"):
+        if name in ("aecf", "attention_pool", "gated", "model", "concat"):
             for subset in subsets:
                 raw = {m: 1 + 0.3 * i + (0.5 if name == "aecf" else 0) * (i == 1) for i, m in enumerate(subset)}
                 data.weights.append(Weights(name, subset, {m: w / sum(raw.values()) for m, w in raw.items()}))
@@ -186,7 +188,7 @@ def _add_parts(data: ReportData, chosen: list[Any], subsets: list[Any], score: A
     data.headroom = ["All inputs beat the best pair by 4.1 points (95 % interval 2.2 to 6.0)."]
     data.commands = ["polyfuse demo --seeds 5", "polyfuse predict runs/demo table.csv -o predictions.parquet"]
     data.versions = {"polyfuse": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "numpy": "2.4.0"}
-    data.notes = ["The intervals are not corrected for comparing many arms."]
+    data.notes = ["These numbers are made up."]
 
 
 def _add_paired(data: ReportData, draw: random.Random) -> None:
@@ -215,7 +217,7 @@ def hostile_data() -> ReportData:
     return data
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_data() -> Callable[..., ReportData]:
     """Builder of made-up reports."""
     return build_data

@@ -1,4 +1,4 @@
-"""The figures of a report: a summary in, inline SVG out. Each returns nothing when its numbers are missing.
+"""The figures over subsets of inputs: a summary in, inline SVG out. Each returns nothing when its numbers are missing.
 
 All are about 360 points wide or small multiples, so that they read on a phone; colours are Okabe-Ito, and what colour
 says, shape or text says too.
@@ -7,12 +7,12 @@ says, shape or text says too.
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from polyfuse.report.format import format_difference, format_value
+from polyfuse.report.curves import Line, axis_name, draw_key, lines, ticks
+from polyfuse.report.format import format_value
 from polyfuse.report.heat import Labels, draw_dots, heat_map
-from polyfuse.report.records import Bin, Metric, Reliability
-from polyfuse.report.summary import ArmSummary, Gap, Subset, Summary, gap_of, ordered_subset, sign, subset_label
+from polyfuse.report.records import Bin, Metric
+from polyfuse.report.summary import ArmSummary, Subset, Summary, ordered_subset, subset_label
 from polyfuse.report.svg import (
     BLUE,
     INK,
@@ -31,33 +31,6 @@ from polyfuse.report.svg import (
 
 MAX_SUBSETS = 31
 MAX_PANELS = 12
-_SHAPES = ("o", "s", "^", "D", "v", "P", "X")
-_DASHES = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (1, 1)), (0, (8, 2)), (0, (3, 2)))
-
-
-@dataclass(frozen=True)
-class Line:
-    """How an arm is drawn in every figure.
-
-    Attributes:
-        colour: Okabe-Ito colour.
-        shape: Marker.
-        dash: Line style.
-    """
-
-    colour: str
-    shape: str
-    dash: object
-
-
-def lines(s: Summary) -> dict[str, Line]:
-    """Pick at most six arms to draw in colour: reference, default, watched, best, then by mean; the same everywhere."""
-    way = sign(s.data.primary)
-    by_mean = sorted((r for r in s.ranked if r.values["mean"]), key=lambda r: -way * r.mean("mean"))
-    asked = [s.data.reference_arm, s.data.default, *s.data.watch, *(r.arm.name for r in by_mean)]
-    names = list(dict.fromkeys(n for n in asked if n is not None and any(r.arm.name == n for r in s.ranked)))[:6]
-    styles = (Line(*x) for x in zip(OKABE_ITO, _SHAPES, _DASHES, strict=False))
-    return dict(zip(names, styles, strict=False))
 
 
 def pick(subsets: Sequence[Subset], inputs: Sequence[str], cap: int = MAX_SUBSETS) -> tuple[Subset, ...]:
@@ -122,76 +95,41 @@ def subset_bars(s: Summary) -> str:
     return canvas.svg("bars", f"{metric.label} on {len(shown)} subsets of inputs")
 
 
-def drop_curve(s: Summary) -> str:
-    """Draw the primary metric over the drop rate, a band of one standard deviation over seeds, others in grey."""
-    metric, styles = s.data.primary, lines(s)
-    points: dict[str, dict[float, list[float]]] = {}
-    for p in s.data.curves:
-        if math.isfinite(p.value):
-            points.setdefault(p.arm, {}).setdefault(p.rate, []).append(p.value)
-    names = [r.arm.name for r in s.ranked if r.arm.name in points]
-    if not names:
-        return ""
-    # A baseline far below would squeeze all arms into a band: the scale is that of the arms.
-    arms = [n for n in names if s.of(n).arm.kind != "baseline"] or names
-    every = [v for n in arms for values in points[n].values() for v in values]
-    margin = 0.06 * (max(every) - min(every)) + 1e-9
-    limits = min(every) - margin, max(every) + margin
-    off = [n for n in names if not any(limits[0] <= v <= limits[1] for x in points[n].values() for v in x)]
-    names = [n for n in names if n not in off]
-    legend = [n for n in styles if n in names]
-    rest = [n for n in names if n not in legend]
-    per_row = 2 if len(legend) > 1 else 1
-    extra = 17 * (math.ceil(len(legend) / per_row) + bool(rest) + bool(off))
-    canvas = Canvas(360, 270 + extra)
-    axes = canvas.plot(46, 24, 304, 200)
-    axes.grid(visible=False, axis="x")
-    for name in [*rest, *reversed(legend)]:
-        rates = sorted(points[name])
-        mean = [statistics.fmean(points[name][r]) for r in rates]
-        sd = [statistics.stdev(v) if len(v := points[name][r]) > 1 else 0.0 for r in rates]
-        line = styles.get(name)
-        colour = line.colour if line else MUTED
-        style = {"color": colour, "lw": 2.0 if line else 0.9, "alpha": 1.0 if line else 0.6}
-        if line:
-            style |= {"marker": line.shape, "ms": 5, "mec": PAPER, "mew": 0.8, "ls": line.dash}
-            low, high = [m - d for m, d in zip(mean, sd, strict=True)], [m + d for m, d in zip(mean, sd, strict=True)]
-            axes.fill_between(rates, low, high, color=colour, alpha=0.16, lw=0)
-        axes.plot(rates, mean, **style)
-    axes.set_ylim(limits)
-    _ticks(axes.yaxis, metric)
-    axes.set_xticks(sorted({r for n in names for r in points[n]}))
-    axes.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
-    canvas.text(0, 10, _axis_name(metric), color=MUTED, fontsize=SMALL)
-    canvas.text(198, 252, "probability that an input is dropped", ha="center", color=MUTED, fontsize=SMALL)
-    for i, name in enumerate(legend):
-        at = 8 + (i % per_row) * 178, 276 + 17 * (i // per_row)
-        _key(canvas, styles[name], *at, shorten(s.of(name).arm.title, 350 / per_row - 40, SMALL))
-    y = 276 + 17 * math.ceil(len(legend) / per_row)
-    if rest:
-        canvas.page.plot([8, 28], [y, y], color=MUTED, lw=0.9, alpha=0.6)
-        text = f"{len(rest)} other arms, named in the table" if len(rest) > 1 else s.of(rest[0]).arm.title
-        canvas.text(36, y, shorten(text, 310, SMALL), fontsize=SMALL)
-    if off:
-        text = f"off the scale: {', '.join(s.of(n).arm.title for n in off)}"
-        canvas.text(36, y + 17 * bool(rest), shorten(text, 310, SMALL), fontsize=SMALL, color=MUTED)
-    return canvas.svg("curve", f"{metric.label} over the probability that an input is dropped")
-
-
 def reliability(s: Summary, arm: str) -> list[str]:
     """Draw one small reliability diagram per subset of one arm, before and after calibration."""
     inputs = s.data.modalities
-    found: dict[Subset, dict[str, Reliability]] = {}
+    found: dict[Subset, dict[str, list[Bin]]] = {}
     for r in s.data.reliability:
-        if r.arm == arm and any(b.count for b in r.bins):
-            found.setdefault(ordered_subset(r.subset, inputs), {})[r.stage] = r
+        if r.arm == arm and (bins := [b for b in r.bins if b.count and math.isfinite(b.accuracy)]):
+            found.setdefault(ordered_subset(r.subset, inputs), {}).setdefault(r.stage, []).extend(bins)
     order = sorted(found, key=lambda c: (len(c) != len(inputs), len(c) != 1, -len(c), [inputs.index(m) for m in c]))
     return [_diagram(s, c, found[c], f"rel{i}") for i, c in enumerate(order[:MAX_PANELS])]
 
 
-def _diagram(s: Summary, subset: Subset, stages: dict[str, Reliability], key: str) -> str:
+def pooled(bins: Sequence[Bin], *, width: float = 0.05) -> list[Bin]:
+    """Merge bins of several seeds that lie in the same twentieth, weighted by their rows; a single seed stays as it is.
+
+    Example:
+        >>> pooled([Bin(0.51, 0.4, 1), Bin(0.52, 0.8, 3)])
+        [Bin(confidence=0.5175, accuracy=0.7, count=4)]
+    """
+    cells: dict[int, list[Bin]] = {}
+    for b in bins:
+        cells.setdefault(math.floor(b.confidence / width + 1e-9), []).append(b)
+    out = []
+    for _, members in sorted(cells.items()):
+        count = sum(b.count for b in members)
+        shares = [
+            sum(b.count * v for b, v in zip(members, values, strict=True)) / count
+            for values in ([b.confidence for b in members], [b.accuracy for b in members])
+        ]
+        out.append(Bin(round(shares[0], 6), round(shares[1], 6), count))
+    return out
+
+
+def _diagram(s: Summary, subset: Subset, stages: dict[str, list[Bin]], key: str) -> str:
     canvas = Canvas(180, 200)
-    title = shorten(subset_label(subset, s.data.modalities), 172, SIZE)
+    title = shorten(subset_label(subset, s.data.modalities), 160, SIZE)
     canvas.text(0, 9, title, weight="bold")
     axes = canvas.plot(30, 40, 144, 132)
     axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
@@ -202,7 +140,7 @@ def _diagram(s: Summary, subset: Subset, stages: dict[str, Reliability], key: st
     for stage, colour, shape in (("raw", VERMILLION, "s"), ("calibrated", BLUE, "o")):
         if stage not in stages:
             continue
-        bins = [b for b in stages[stage].bins if b.count]
+        bins = pooled(stages[stage])
         total = sum(b.count for b in bins)
         sizes = [10 + 60 * b.count / total for b in bins]
         where = [b.confidence for b in bins], [b.accuracy for b in bins]
@@ -222,25 +160,29 @@ def _gap(bins: Sequence[Bin]) -> float:
 
 
 def corruption_heat(s: Summary) -> str:
-    """Draw arm x broken input of the primary metric, with the intact score first."""
+    """Draw arm x broken input of the primary metric, beside the score of the same rows before (or of complete rows)."""
     metric = s.data.primary
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    kinds = list(dict.fromkeys(r.corruption for r in s.data.corruption))
     for r in s.data.corruption:
-        value = r.metrics.get(metric.name, math.nan)
-        if math.isfinite(value):
-            found.setdefault((r.modality, r.corruption), {}).setdefault(r.arm, []).append(value)
-    kinds = list(dict.fromkeys(k for _, k in found))
-    cases = sorted(found, key=lambda c: (s.data.modalities.index(c[0]), kinds.index(c[1])))
+        for kind, key in (("intact", f"{metric.name}_intact"), (r.corruption, metric.name)):
+            if math.isfinite(value := r.metrics.get(key, math.nan)):
+                found.setdefault((r.modality, kind), {}).setdefault(r.arm, []).append(value)
+    order = ["intact", *(k for k in kinds if k != "intact")]
+    cases = sorted(found, key=lambda c: (s.data.modalities.index(c[0]), order.index(c[1])))
     arms = [r for r in s.ranked if any(r.arm.name in found[c] for c in cases)]
-    if not cases:
+    if not arms:
         return ""
-    intact = [s.at(r.arm.name, s.complete) if s.complete else math.nan for r in arms]
-    values = [
-        [clean, *(statistics.fmean(v) if (v := found[c].get(r.arm.name)) else math.nan for c in cases)]
-        for r, clean in zip(arms, intact, strict=True)
-    ]
+    values = [[statistics.fmean(v) if (v := found[c].get(r.arm.name)) else math.nan for c in cases] for r in arms]
+    names, groups = [k for _, k in cases], [m for m, _ in cases]
+    if "intact" not in names:
+        names, groups = ["complete", *names], ["", *groups]
+        values = [
+            [s.at(r.arm.name, s.complete) if s.complete else math.nan, *line]
+            for r, line in zip(arms, values, strict=True)
+        ]
     texts = [[_short(metric, v) for v in line] for line in values]
-    columns = Labels(texts=("intact", *(k for _, k in cases)), groups=("", *(m for m, _ in cases)))
+    columns = Labels(texts=tuple(names), groups=tuple(groups))
     rows = Labels(texts=tuple(r.arm.title for r in arms), strong=_strong(s, arms))
     best = _best(metric, values) if len(arms) > 1 else None
     canvas = heat_map(values, rows, columns, texts, _scale(metric, arms, values), best)
@@ -255,7 +197,8 @@ def weight_bars(s: Summary) -> list[str]:
         for w in s.data.weights:
             if w.arm == row.arm.name:
                 found.setdefault(ordered_subset(w.subset, inputs), []).append(w.weights)
-        shown = [c for c in pick(s.subsets or tuple(found), inputs, 15) if c in found]
+        several = [c for c in s.subsets or found if len(c) > 1 and c in found]  # a single input weighs all there is
+        shown = pick(several, inputs, 15)
         if not shown or len(inputs) < 2:
             continue
         left, line = 14.0 * len(inputs) + 8, 21.0
@@ -277,57 +220,6 @@ def weight_bars(s: Summary) -> list[str]:
                 x += width
         out.append(canvas.svg(f"weights{k}", f"Weights of {row.arm.title} on each input, by subset"))
     return out
-
-
-def forest(s: Summary) -> list[tuple[str, str]]:
-    """Draw the differences to the reference arm with 95 % intervals: (heading, SVG), complete, mean and worst."""
-    reference = s.data.reference_arm
-    if reference is None or len(s.ranked) < 2:
-        return []
-    base, out = s.of(reference), []
-    heads = {"mean": "Mean over subsets", "complete": "Complete inputs", "worst": "Worst subset"}
-    for key, head in heads.items():
-        if len(s.subsets) < 2 and key != "complete":
-            continue
-        rows = [(r, g) for r in s.ranked if r is not base and (g := gap_of(s.data, r, base, key))]
-        if rows:
-            rows.sort(key=lambda x: -x[1].mean)
-            out.append((head, _forest(s, rows, base, key)))
-    return out
-
-
-def _forest(s: Summary, rows: list[tuple[ArmSummary, Gap]], base: ArmSummary, key: str) -> str:
-    metric = s.data.primary
-    # A baseline far off would squeeze everything else into a line: the scale is that of the arms.
-    arms = [g for r, g in rows if r.arm.kind != "baseline"] or [g for _, g in rows]
-    low, high = min(*(g.low for g in arms), 0.0), max(*(g.high for g in arms), 0.0)
-    low, high = low - 0.06 * (high - low) - 1e-9, high + 0.06 * (high - low) + 1e-9
-    left, line, top = 128.0, 22.0, 8.0
-    canvas = Canvas(360, top + line * len(rows) + 40)
-    axes = canvas.plot(left, top, 172, line * len(rows))
-    axes.set(xlim=(low, high), ylim=(len(rows), 0), yticks=())
-    axes.axvline(0, color=MUTED, lw=1.2)
-    for i, (row, gap) in enumerate(rows):
-        colour, shape = (MUTED, "o") if gap.tie else (BLUE, ">") if gap.low > 0 else (VERMILLION, "<")
-        ends = max(gap.low, low), min(gap.high, high)
-        y = top + (i + 0.5) * line
-        canvas.text(left - 6, y, shorten(row.arm.title, left - 8, SMALL), ha="right", fontsize=SMALL)
-        if ends[0] < ends[1]:
-            axes.plot(ends, [i + 0.5] * 2, color=colour, lw=2)
-        if low <= gap.mean <= high:
-            face = PAPER if gap.tie else colour
-            axes.plot([gap.mean], [i + 0.5], marker=shape, ms=6.5, color=colour, mfc=face, mew=1.5, clip_on=False)
-        else:
-            canvas.text(left + 4, y, "◀ off the scale", color=colour, fontsize=SMALL)
-        canvas.text(360, y, format_difference(metric, gap.mean, unit=False), ha="right", fontsize=SMALL)
-    scale = 100 if metric.percent else 1
-    axes.xaxis.set_major_formatter(lambda v, _: f"{scale * v:+.3g}".replace("-", "−") if abs(v) > 1e-12 else "0")
-    axes.locator_params(axis="x", nbins=5)
-    unit = "points" if metric.percent else metric.unit or metric.label
-    canvas.text(
-        left + 86, top + line * len(rows) + 30, f"← worse · {unit} · better →", ha="center", color=MUTED, fontsize=SMALL
-    )
-    return canvas.svg(f"paired-{key}", f"Differences to {base.arm.title} with 95 % intervals")
 
 
 def headroom(s: Summary) -> str:
@@ -365,33 +257,13 @@ def headroom(s: Summary) -> str:
             axes.plot([single[subset]], [i + 0.5], marker="D", color=ORANGE, ms=6, mec=PAPER, mew=0.8, clip_on=False)
         if subset in oracle:
             axes.plot([oracle[subset]], [i + 0.5], marker="|", color=INK, ms=15, mew=2.4, clip_on=False)
-    _ticks(axes.xaxis, metric)
-    canvas.text(left + (350 - left) / 2, base + 28, _axis_name(metric), ha="center", color=MUTED, fontsize=SMALL)
+    ticks(axes.xaxis, metric)
+    canvas.text(left + (350 - left) / 2, base + 28, axis_name(metric), ha="center", color=MUTED, fontsize=SMALL)
     legend = [(m, n) for m, (n, on) in zip(marks, kinds, strict=True) if on]
     legend += [(look, s.of(name).arm.title) for name, look in styles.items()]
     for i, (look, text) in enumerate(legend):
-        _key(canvas, look, 8 + (i % 2) * 178, base + 50 + 17 * (i // 2), shorten(text, 130, SMALL), line=False)
+        draw_key(canvas, look, 8 + (i % 2) * 178, base + 50 + 17 * (i // 2), shorten(text, 130, SMALL), line=False)
     return canvas.svg("headroom", f"{metric.label} per subset: oracle, single inputs and the main arms")
-
-
-def _key(canvas: Canvas, look: Line, x: float, y: float, text: str, *, line: bool = True) -> None:
-    if line:
-        canvas.page.plot([x, x + 20], [y, y], color=look.colour, lw=2, ls=look.dash)
-    size = 12 if look.shape == "|" else 5.5
-    edge = {"mew": 2.4} if look.shape == "|" else {"mec": PAPER, "mew": 0.8}
-    canvas.page.plot([x + 10], [y], marker=look.shape, color=look.colour, ms=size, **edge)
-    canvas.text(x + 28, y, text, fontsize=SMALL)
-
-
-def _ticks(axis: object, metric: Metric) -> None:
-    scale = 100 if metric.percent else 1
-    axis.set_major_formatter(lambda v, _: f"{scale * v:,.4g}".replace("-", "−"))  # type: ignore[attr-defined]
-
-
-def _axis_name(metric: Metric) -> str:
-    unit = "%" if metric.percent else metric.unit
-    arrow = "" if metric.higher_is_better else ", lower is better"
-    return f"{metric.label}{', ' if unit else ''}{unit}{arrow}"
 
 
 def _short(metric: Metric, value: float) -> str:

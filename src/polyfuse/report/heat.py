@@ -89,8 +89,6 @@ def draw_dots(
     at = [(x, y + i * step) if down else (x + i * step, y) for i in range(len(inputs))]
     here = [p for p, m in zip(at, inputs, strict=True) if m in subset]
     gone = [p for p, m in zip(at, inputs, strict=True) if m not in subset]
-    if len(here) > 1:
-        canvas.page.plot([here[0][0], here[-1][0]], [here[0][1], here[-1][1]], color=INK, lw=1.2, zorder=2)
     for points, colour, size, order in ((gone, RULE, 22, 1), (here, INK, 30, 3)):
         if points:
             canvas.page.scatter(*zip(*points, strict=True), s=size, color=colour, linewidths=0, zorder=order)
@@ -110,7 +108,7 @@ def _top(columns: Labels) -> float:
     if columns.dots:
         return _DOT * len(columns.inputs) + 10
     longest = max((text_width(t, SMALL) for t in columns.texts), default=0.0)
-    return min(longest, 130.0) + (20 if columns.groups else 0) + 10
+    return min(longest, 150.0) + (20 if columns.groups else 0) + 10
 
 
 def _draw_left(canvas: Canvas, rows: Labels, left: float, top: float) -> None:
@@ -144,7 +142,7 @@ def _draw_top(canvas: Canvas, columns: Labels, left: float, top: float, cell: fl
             canvas.text(left - 8, y, shorten(name, 150, SMALL), ha="right", color=MUTED, fontsize=SMALL)
     for j, text in enumerate(columns.texts):
         weight = "bold" if j in columns.strong else "normal"
-        _upright(canvas, left + (j + 0.5) * cell, top - 6, shorten(text, 130, SMALL), weight=weight, color=INK)
+        _upright(canvas, left + (j + 0.5) * cell, top - 6, shorten(text, 150, SMALL), weight=weight, color=INK)
     for name, start, count in _runs(columns.groups):
         canvas.text(left + start * cell + 2, 8, shorten(name, count * cell - 4, SMALL), weight="bold", fontsize=SMALL)
         if name:

@@ -165,8 +165,9 @@ class CorruptionRecord:
         arm: ``Arm.name``.
         seed: Training seed.
         corruption: What was done: ``"noise 3"``, ``"permuted"``, ``"stuck"``, ``"scaled 4"``.
-        modality: The broken input; all others are intact and all are flagged present.
-        metrics: By key, as in ``SubsetRecord``; the primary metric is needed.
+        modality: The broken input: the model is told that it is fine. All others are as they were.
+        metrics: By key, as in ``SubsetRecord``; the primary metric is needed. The same key with ``_intact`` behind it
+            is the score of the same rows before anything was broken.
     """
 
     arm: str
@@ -199,7 +200,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """A reliability diagram of one arm on one subset, pooled over seeds.
+    """A reliability diagram of one arm on one subset; several of the same (one per seed) are pooled.
 
     Attributes:
         arm: ``Arm.name``.
@@ -499,6 +500,6 @@ def _numbers(record: Mapping[str, Any], skip: set[str]) -> dict[str, float]:
     out = {}
     for key, value in record.items():
         number = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
-        if key not in skip and isinstance(number, int | float):
+        if key not in skip and isinstance(number, int | float) and not isinstance(number, bool):
             out[key] = float(number)
     return out

@@ -10,10 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from polyfuse.report.curves import drop_curve, forest
 from polyfuse.report.figures import (
     corruption_heat,
-    drop_curve,
-    forest,
     headroom,
     pick,
     reliability,
@@ -117,7 +116,7 @@ def _view(s: Summary) -> dict[str, Any]:
         "unimodal": [_unimodal(s, r) for r in s.unimodal],
         "data": _data(s),
         "notes": [*d.notes, *_standing_notes(s)],
-        "arm_notes": [(a.title, t) for a in d.arms if (t := _arm_note(a.note, a.drop_rate))],
+        "arm_notes": [(a.title, a.note) for a in d.arms if a.note],
         "more": _more(s),
         **_figures(s),
     }
@@ -165,7 +164,7 @@ def _figures(s: Summary) -> dict[str, Any]:
     if bars:
         oracle = " The red tick is a model trained for that subset." if s.data.oracles else ""
         caption = f"Dots: which inputs are present.{oracle}{some}"
-    deck = f"{_upper(s.data.primary.label)} when exactly these inputs are given, averaged over seeds."
+    deck = f"{_upper(s.data.primary.label)} when exactly these inputs are given, on the rows that have them."
     out["subsets"] = {"svg": Markup(heat or bars), "caption": caption, "deck": deck} if heat or bars else None  # noqa: S704
     out["forest_deck"] = (
         f"Differences are to {s.of(s.data.reference_arm).arm.title}, with 95 % intervals; a hollow grey dot is a tie, "
@@ -174,7 +173,7 @@ def _figures(s: Summary) -> dict[str, Any]:
         else ""
     )
     out["reliability"] = {"panels": panels, "deck": _reliability_deck(s, whose)} if panels else None
-    legend = "Darker is better; the best of each column is outlined." if len(s.ranked) > 1 else "Darker is better."
+    legend = "Darker is better; the best arm of each case is outlined." if len(s.ranked) > 1 else "Darker is better."
     out["corruption"] = {"svg": broken, "legend": legend} if broken else None
     return out
 
@@ -277,8 +276,6 @@ def _own(row: ArmSummary, table: dict[tuple[str, ...], float]) -> float:
 def _data(s: Summary) -> dict[str, Any]:
     d = s.data.data
     facts = []
-    if d.rows:
-        facts.append("Rows: " + ", ".join(f"{n:,} {split}" for split, n in d.rows.items()) + ".")
     if d.target:
         classes = f", {len(d.classes)} {'labels' if s.data.task == 'multilabel' else 'classes'}" if d.classes else ""
         facts.append(f"Target: {d.target}{classes}.")
@@ -306,7 +303,7 @@ def _more(s: Summary) -> dict[str, Any]:
     whole: dict[str, dict[str, list[float]]] = {}
     for r in s.data.seed_records:
         for k, v in r.metrics.items():
-            if math.isfinite(v):
+            if math.isfinite(v) and not k.endswith("_pairs"):
                 whole.setdefault(k, {}).setdefault(r.arm, []).append(v)
     shown = [k for k in _MORE if tables[k]]
     rows = []
@@ -319,8 +316,12 @@ def _more(s: Summary) -> dict[str, Any]:
         for k in whole:
             found = whole[k].get(row.arm.name, [])
             cells.append(number(sum(found) / len(found)) if found else "–")
+        if any(r.arm.drop_rate is not None for r in s.ranked):
+            rate = row.arm.drop_rate
+            cells.append("–" if rate is None else f"{100 * rate:.1f} %")
         rows.append({"name": row.arm.title, "cells": cells})
     names = [_MORE[k] for k in shown] + [k.replace("_", " ") for k in whole]
+    names += ["inputs dropped in training"] * any(r.arm.drop_rate is not None for r in s.ranked)
     note = "Means over subsets and seeds. Lower is better for NLL, Brier, ECE, AURC and AUGRC."
     return {"columns": names, "rows": rows if names else [], "note": note}
 
@@ -335,16 +336,13 @@ def _standing_notes(s: Summary) -> list[str]:
         )
     elif any(len(r.arm.seeds) > 1 for r in s.ranked) and len(s.ranked) > 1:
         out.append("Intervals cover the spread over seeds only, not the choice of test rows.")
+    if len(s.ranked) > 2:
+        out.append(f"Intervals are not corrected for comparing {len(s.ranked)} arms.")
     if s.data.nominal_coverage is not None:
         out.append("Coverage is promised on average over rows, when missingness does not depend on input or label.")
     if all(len(r.arm.seeds) < 2 for r in s.ranked):
         out.append("One seed: the spread between trainings is unknown.")
     return [t for t in out if t not in s.data.notes]
-
-
-def _arm_note(note: str, rate: float | None) -> str:
-    dropped = "" if rate is None else f"drops {100 * rate:.0f} % of inputs in training"
-    return ". ".join(t.rstrip(".") for t in (note, _upper(dropped)) if t)
 
 
 def _numbers(s: Summary) -> list[dict[str, Any]]:

@@ -271,7 +271,9 @@ def gap_of(data: ReportData, a: ArmSummary, b: ArmSummary, key: str) -> Gap | No
     """
     way = sign(data.primary) if key in ("complete", "mean", "worst") else -1
     for p in data.paired:
-        if {p.arm, p.reference} == {a.arm.name, b.arm.name} and p.metric == data.primary.name and p.over == key:
+        known = math.isfinite(p.mean) and math.isfinite(p.low) and math.isfinite(p.high)
+        same = {p.arm, p.reference} == {a.arm.name, b.arm.name} and p.metric == data.primary.name and p.over == key
+        if same and known:
             turn = way if p.arm == a.arm.name else -way
             low, high = sorted((turn * p.low, turn * p.high))
             return Gap(turn * p.mean, low, high, over_seeds=False)

@@ -37,8 +37,10 @@ def ramp(share: float) -> tuple[float, float, float]:
 
 
 def on_ramp(share: float) -> str:
-    """Return the text colour that reads on ``ramp(share)``."""
-    return "#ffffff" if share > 0.47 else "#14202b"
+    """Return black or white, whichever has more contrast on ``ramp(share)`` (WCAG 2: at least 4.5 to 1)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in ramp(share)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000000"
 
 
 def clean(text: str, limit: int = 200) -> str:
@@ -55,7 +57,7 @@ def clean(text: str, limit: int = 200) -> str:
 def text_width(text: str, size: float = SIZE) -> float:
     """Estimate the drawn width of a text in points, generously."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return size * (0.56 * (len(text) - wide) + 1.05 * wide)
+    return size * (0.61 * (len(text) - wide) + 1.05 * wide)
 
 
 def shorten(text: str, room: float, size: float = SIZE) -> str:
@@ -147,7 +149,7 @@ class Canvas:
         text = re.sub(r"<[^>]+>", lambda m: _tag(m[0], key, used), text)
         text = re.sub(r"(?:\s*<g/>)+", "", re.sub(r">\s+<", ">\n<", text)).strip()
         label = html.escape(clean(title))
-        size = f"width:{1.12 * self.width:.0f}px;min-width:{0.7 * self.width:.0f}px"
+        size = f"width:{1.12 * self.width:.0f}px;min-width:{0.86 * self.width:.0f}px"
         head = f'<svg viewBox="0 0 {self.width:.0f} {self.height:.0f}" style="{size}" role="img" aria-label="{label}">'
         return f"{head}\n{text}"
 

@@ -47,7 +47,8 @@ def plain_words(data: ReportData, summary: Summary | None = None) -> list[str]:
         out += [*_falls(s), *_calibration(s), *_coverage(s)]
     out += [*_corruption(s), *_headroom(s)]
     if all(len(r.arm.seeds) < 2 for r in s.ranked):
-        out.append("Every arm was trained with one seed, so the spread between trainings is unknown.")
+        who = "Every arm" if len(s.ranked) > 1 else "The model"
+        out.append(f"{who} was trained with one seed, so the spread between trainings is unknown.")
     return list(dict.fromkeys(text[:1].upper() + text[1:] for text in out))
 
 
@@ -133,9 +134,9 @@ def _judge(s: Summary, row: ArmSummary, best: ArmSummary) -> str:
         parts.append("no arm beats it with complete inputs, in the mean or on the worst subset")
     elif not lost:
         parts.append("no arm beats it")
-    if not parts[0].startswith("no arm"):
-        return f"{row.arm.title} {(' but ' if behind else ', and ').join(parts)}"
-    return f"where {row.arm.title} is concerned, {parts[0]}"
+    if parts[0].startswith("no arm"):
+        return parts[0].replace(" it", f" {row.arm.title}", 1)
+    return f"{row.arm.title} {(' but ' if behind else ', and ').join(parts)}"
 
 
 def _beaten(s: Summary, row: ArmSummary, key: str) -> str:
@@ -194,28 +195,30 @@ def _corruption(s: Summary) -> list[str]:
     """Name the worst broken input of the default (or best) arm, and the arm that stands corruption best."""
     metric, way = s.data.primary, sign(s.data.primary)
     by_arm: dict[str, dict[tuple[str, str], list[float]]] = {}
+    intact: dict[tuple[str, str], list[float]] = {}
     for r in s.data.corruption:
-        value = r.metrics.get(metric.name, math.nan)
+        value, before = r.metrics.get(metric.name, math.nan), r.metrics.get(f"{metric.name}_intact", math.nan)
         if math.isfinite(value):
             by_arm.setdefault(r.arm, {}).setdefault((r.corruption, r.modality), []).append(value)
+        if math.isfinite(before):
+            intact.setdefault((r.arm, r.modality), []).append(before)
     best = s.best()
     name = next((n for n in (s.data.default, best.arm.name if best else None, *by_arm) if n in by_arm), None)
-    if name is None or s.complete is None:
+    if name is None:
         return []
     cases = {case: statistics.fmean(v) for case, v in by_arm[name].items()}
     what, where = min(cases, key=lambda c: way * cases[c])
-    text = (
-        f"With {where} broken but not flagged ({what}), {s.data.arm(name).title} goes from "
-        f"{format_value(metric, s.at(name, s.complete), unit=True)} to "
-        f"{format_value(metric, cases[what, where], unit=True)}"
-    )
+    text = f"With {where} broken but not flagged ({what}), {s.data.arm(name).title} "
+    now = format_value(metric, cases[what, where], unit=True)
+    if (name, where) in intact:
+        text += f"goes from {format_value(metric, statistics.fmean(intact[name, where]), unit=True)} to {now}"
+    else:
+        text += f"scores {now}"
     means = {n: statistics.fmean([statistics.fmean(v) for v in c.values()]) for n, c in by_arm.items()}
     if len(means) > 1:
         top = max(means, key=lambda n: way * means[n])
-        text += (
-            f"; over all broken inputs {s.data.arm(top).title} holds up best "
-            f"(mean {format_value(metric, means[top], unit=True)})"
-        )
+        score = format_value(metric, means[top], unit=True)
+        text += f"; over all broken inputs {s.data.arm(top).title} holds up best (mean {score})"
     return [text + "."]
 
 
@@ -225,11 +228,13 @@ def _headroom(s: Summary) -> list[str]:
     out = []
     if best is not None and best.values["mean_regret"]:
         mean, worst = best.mean("mean_regret"), best.mean("regret")
-        side = "better" if mean > 0 else "worse"
-        out.append(
-            f"Models trained for one subset each are {format_difference(metric, abs(mean), signed=False)} {side} on "
-            f"average than {best.arm.title} and {format_difference(metric, worst)} at most: that is the headroom."
-        )
+        size = format_difference(metric, abs(mean), signed=False)
+        if mean > 0:
+            most = format_difference(metric, worst, signed=False)
+            text = f"{size} better on average than {best.arm.title} and {most} at most: that is the headroom"
+        else:
+            text = f"{size} worse on average than {best.arm.title}: training for each of them is no gain"
+        out.append(f"Models trained for one subset each are {text}.")
     base = next((r for r in s.ranked if r.arm.name == "presence_only" and r.values["mean"]), None)
     if base is not None:
         out.append(f"Knowing only which inputs are there is worth {_score(s, base, 'mean')} {metric.label}.")

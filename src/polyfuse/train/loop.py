@@ -224,6 +224,7 @@ class _Loop:
                     saved = time.perf_counter()
                 if interrupt.asked and not state.finished:
                     raise KeyboardInterrupt
+                state.seconds = time.perf_counter() - started
         return self._finish()
 
     def _steps(self) -> Iterator[Step]:

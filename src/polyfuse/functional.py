@@ -55,10 +55,11 @@ def max_entropy(count: Tensor) -> Tensor:
     return count.clamp(min=1).log()
 
 
-def masked_softmax(scores: Tensor, valid: Tensor | None = None) -> Tensor:
+def masked_softmax(scores: Tensor, valid: Tensor | None = None, *, zero_empty: bool = True) -> Tensor:
     """Softmax over the last axis in which invalid entries weigh exactly zero, and a row without valid entries is zero.
 
     Output and gradient are finite for every row, also where ``scores`` hold NaN or infinities at invalid entries.
+    With ``zero_empty=False`` a row without valid entries comes out uniform, and one operation is saved.
 
     Shape:
         - scores: ``(..., M)``; valid: bool, broadcastable to it, None = all valid.
@@ -68,7 +69,7 @@ def masked_softmax(scores: Tensor, valid: Tensor | None = None) -> Tensor:
     if valid is None:
         return scores.softmax(dim=-1)
     weights = scores.masked_fill(~valid, torch.finfo(scores.dtype).min).softmax(dim=-1)
-    return weights.masked_fill(~valid, 0.0)  # only a row with nothing valid is changed: it was uniform
+    return weights.masked_fill(~valid, 0.0) if zero_empty else weights  # changes rows with nothing valid alone
 
 
 def check_drop(drop: Tensor, shape: Sequence[int]) -> None:
@@ -174,8 +175,10 @@ def drop_probability(
     Shape:
         - weights: ``(B, M)``; present: ``(B, M)`` bool; returns ``(B, M)`` in [0, 1], no gradient.
     """
-    score = policy_score(weights, present, policy)
     can_drop = present & (present.sum(dim=-1, keepdim=True) > min_active)
+    if policy == "uniform":
+        return can_drop.to(at_least_float32(weights).dtype) * (base if target_rate is None else target_rate)
+    score = policy_score(weights, present, policy)
     if target_rate is not None:
         return rescale_to_rate(score, can_drop, target_rate)
     return (base * score).clamp(max=1.0).masked_fill(~can_drop, 0.0)

@@ -202,10 +202,10 @@ class MultimodalAttentionPool(nn.Module):
         here = torch.ones(key.shape[:2], dtype=torch.bool, device=key.device) if present is None else present
         key = key.masked_fill(~here[..., None], 0.0)
         if pooling.is_shared(query, None, None):
-            projected = pooling.shared_scores(query[:1], key, self._weights(), self.num_heads)
+            projected = pooling.fold_query(query[:1], key, self._weights(), self.num_heads)
         else:
-            projected = pooling.projected_scores(query, key, key, self._weights(), self.num_heads)
-        weights = pooling.first_weights(projected, masks)[1].mean(dim=(1, 2))
+            projected = pooling.project(query, key, None, self._weights(), self.num_heads)
+        weights = PF.masked_softmax(pooling.scores_of(projected), masks.valid(here)).mean(dim=(1, 2))
         return self.curriculum_masking.sample_drop(weights, here, generator)
 
     def _check_tensors(self, query: Any, key: Any, value: Any) -> None:

@@ -120,6 +120,11 @@ class CurriculumMasking(nn.Module):
         """Whether a call drops anything: in training, with ``apply_mask`` and a rate that is not zero."""
         return self.training and self.apply_mask and self.target_rate != 0.0
 
+    @property
+    def follows_weights(self) -> bool:
+        """Whether the drop probability depends on the weights at all."""
+        return self.policy != "uniform"
+
     def drop_probability(self, weights: Tensor, present: Tensor) -> Tensor:
         """Probability that each entry is asked to be dropped: ``(B, M)`` from ``(B, M)`` weights and presence."""
         probability = PF.drop_probability(

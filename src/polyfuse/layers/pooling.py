@@ -33,17 +33,19 @@ class PoolWeights(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """What the output step needs from the score step.
+    """A call's tensors after the projections that come before the weights.
 
     Attributes:
-        scores: ``(B, H, T, M)`` or ``(1, H, T, M)``-broadcastable, scaled, in the type of the inputs.
-        values: ``(B, H, M, d)`` per head, or the raw features ``(B, M, D)`` on the shared-query path.
-        value_weight: ``(H, d, D)`` still to be applied to the pooled raw features, or None.
-        value_bias: ``(H, 1, d)`` still to be applied, or None.
+        query: ``(B, H, T, d)``; on the shared-query path the folded queries ``(H, D)``, to be met by raw features.
+        key: ``(B, H, M, d)``; on the shared-query path the raw features ``(B, M, D)``.
+        value: As ``key``.
+        value_weight: On the shared-query path ``(H, d, D)``, to be applied to the pooled raw features; else None.
+        value_bias: On the shared-query path ``(H, 1, d)`` or None.
     """
 
-    scores: Tensor
-    values: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
     value_weight: Tensor | None = None
     value_bias: Tensor | None = None
 
@@ -52,8 +54,8 @@ def _bias_parts(bias: Tensor | None, parts: int) -> list[Tensor | None]:
     return [None] * parts if bias is None else list(bias.chunk(parts))
 
 
-def shared_scores(query: Tensor, features: Tensor, weights: PoolWeights, num_heads: int) -> Projected:
-    """Scores of one query that serves all rows, keys and values being the same features.
+def fold_query(query: Tensor, features: Tensor, weights: PoolWeights, num_heads: int) -> Projected:
+    """Prepare the shared-query path: one query serves all rows, and keys and values are the same features.
 
     The query is projected once and the key projection folded into it: ``q_h . (K_h x + b) = (K_h^T q_h) . x + const``,
     and the constant cancels in the softmax. Values are pooled raw and projected afterwards, which is exact because the
@@ -68,27 +70,26 @@ def shared_scores(query: Tensor, features: Tensor, weights: PoolWeights, num_hea
     query_weight, key_weight, value_weight = weights.in_weight.split(width)
     query_bias, _, value_bias = _bias_parts(weights.in_bias, 3)
     projected = F.linear(query.reshape(1, width), query_weight, query_bias) * head**-0.5
-    folded = torch.bmm(projected.view(num_heads, 1, head), key_weight.view(num_heads, head, width)).squeeze(1)  # (H, D)
     return Projected(
-        F.linear(features, folded).transpose(1, 2).unsqueeze(2),
+        torch.bmm(projected.view(num_heads, 1, head), key_weight.view(num_heads, head, width)).squeeze(1),
+        features,
         features,
         value_weight.view(num_heads, head, width),
         None if value_bias is None else value_bias.view(num_heads, 1, head),
     )
 
 
-def projected_scores(query: Tensor, key: Tensor, value: Tensor, weights: PoolWeights, num_heads: int) -> Projected:
-    """Scores with every query, key and value projected; keys and values in one product where they are the same tensor.
+def project(query: Tensor, key: Tensor, value: Tensor | None, weights: PoolWeights, num_heads: int) -> Projected:
+    """Project every query, key and value; keys and values in one product where they are the same (``value`` None).
 
     Shape:
         - query: ``(B, T, D)`` or ``(1, T, D)``; key, value: ``(B, M, D)``.
     """
     width = key.shape[-1]
-    scale = (width // num_heads) ** -0.5
     parts: tuple[Tensor, ...]
     if weights.in_weight is None:
-        parts = (query, key, value)
-    elif value is key:
+        parts = (query, key, key if value is None else value)
+    elif value is None:
         query_weight, rest_weight = weights.in_weight.split([width, 2 * width])
         query_bias, rest_bias = (None, None) if weights.in_bias is None else weights.in_bias.split([width, 2 * width])
         both = F.linear(key, rest_weight, rest_bias)
@@ -96,39 +97,56 @@ def projected_scores(query: Tensor, key: Tensor, value: Tensor, weights: PoolWei
     else:
         split = zip((query, key, value), weights.in_weight.split(width), _bias_parts(weights.in_bias, 3), strict=True)
         parts = tuple(F.linear(x, w, b) for x, w, b in split)
-    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in parts)  # (B, H, T or M, d)
-    return Projected(torch.matmul(q * scale, k.transpose(-2, -1)), v)
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in parts)
+    return Projected(q.expand(k.shape[0], -1, -1, -1), k, v)
 
 
-def pooled_output(projected: Projected, attention: Tensor, weights: PoolWeights, *, sums_to_one: bool) -> Tensor:
-    """Weigh the values, join the heads and project.
+def scores_of(projected: Projected) -> Tensor:
+    """Scaled scores in at least float32, ``(B, H, T, M)``."""
+    if projected.value_weight is not None:
+        scores = F.linear(projected.key, projected.query).transpose(1, 2).unsqueeze(2)
+    else:
+        scale = projected.query.shape[-1] ** -0.5
+        scores = torch.matmul(projected.query * scale, projected.key.transpose(-2, -1))
+    return PF.at_least_float32(scores)
+
+
+def pool_values(projected: Projected, attention: Tensor, *, sums_to_one: bool) -> Tensor:
+    """Weigh the values and join the heads, ``(B, T, D)``.
 
     Args:
-        projected: From one of the score functions.
-        attention: ``(B, H, T, M)`` weights, float32 or float64.
-        weights: The projections.
-        sums_to_one: Whether every row of ``attention`` does; if not, the value bias is weighed too.
+        projected: From one of the two functions above.
+        attention: ``(B, H, T, M)`` weights.
+        sums_to_one: Whether every row of them does; if not, the value bias is weighed too.
+    """
+    weights = attention.to(projected.value.dtype)
+    if projected.value_weight is None:
+        return torch.matmul(weights, projected.value).transpose(1, 2).flatten(2)
+    pooled = torch.bmm(weights.squeeze(2), projected.value).transpose(0, 1)  # (H, B, D)
+    matrix, bias = projected.value_weight.transpose(1, 2), projected.value_bias
+    if bias is None:
+        heads = torch.bmm(pooled, matrix)
+    elif sums_to_one:
+        heads = torch.baddbmm(bias, pooled, matrix)
+    else:
+        total = attention.sum(dim=-1).to(bias.dtype).transpose(0, 1)  # (H, B, 1)
+        heads = torch.bmm(pooled, matrix) + total * bias
+    return heads.transpose(0, 1).flatten(1).unsqueeze(1)
+
+
+def fused_kernel(projected: Projected, kept: Tensor | None, empty: Tensor | None) -> Tensor:
+    """The same in PyTorch's fused kernel, where nobody asks for the weights: ``(B, T, D)``; empty rows are arbitrary.
 
     Shape:
-        - returns ``(B, T, D)``.
+        - kept: ``(B, M)`` bool or None = everything; empty: ``(B,)`` bool, rows of ``kept`` that hold nothing.
     """
-    values = projected.values
-    total = attention.sum(dim=-1).to(values.dtype)
-    attention = attention.to(values.dtype)
-    if projected.value_weight is None:
-        out = torch.matmul(attention, values).transpose(1, 2).flatten(2)
-    else:
-        pooled = torch.bmm(attention.squeeze(2), values).transpose(0, 1)  # (H, B, D)
-        matrix, bias = projected.value_weight.transpose(1, 2), projected.value_bias
-        if bias is None:
-            heads = torch.bmm(pooled, matrix)
-        elif sums_to_one:
-            heads = torch.baddbmm(bias, pooled, matrix)
-        else:
-            total = total.transpose(0, 1)  # (H, B, 1)
-            heads = torch.bmm(pooled, matrix) + total * bias
-        out = heads.transpose(0, 1).flatten(1).unsqueeze(1)
-    return out if weights.out_weight is None else F.linear(out, weights.out_weight, weights.out_bias)
+    mask = None
+    if kept is not None:
+        mask = kept if empty is None else kept | empty[:, None]  # a row without any key would be NaN
+        mask = mask[:, None, None, :]
+    # True = may be attended in this one function of PyTorch, as everywhere in this package.
+    out = F.scaled_dot_product_attention(projected.query, projected.key, projected.value, attn_mask=mask)
+    return out.transpose(1, 2).flatten(2)
 
 
 def bool_or_additive(mask: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
@@ -221,14 +239,6 @@ def read_masks(
     return Masks(present, allowed, addend)
 
 
-def first_weights(projected: Projected, masks: Masks) -> tuple[Tensor, Tensor]:
-    """Scores in at least float32, and the weights before anything is dropped: both ``(B, H, T, M)``."""
-    scores = PF.at_least_float32(projected.scores)
-    if masks.addend is not None:
-        scores = scores + masks.addend
-    return scores, PF.masked_softmax(scores, masks.valid(masks.present))
-
-
 def attend(
     query: Tensor,
     key: Tensor,
@@ -255,28 +265,58 @@ def attend(
     """
     batch, keys = key.shape[:2]
     present = masks.present
+    empty = None
     if present is not None:  # 0 * nan is nan: a zero weight alone would let a broken sensor through
-        key = key.masked_fill(~present[..., None], 0.0)
-        value = None if value is None else value.masked_fill(~present[..., None], 0.0)
+        empty = ~present.any(dim=-1)
+        absent = ~present[..., None]
+        key = key.masked_fill(absent, 0.0)
+        value = None if value is None else value.masked_fill(absent, 0.0)
     if shared:
-        projected = shared_scores(query[:1], key, weights, num_heads)
+        projected = fold_query(query[:1], key, weights, num_heads)
     else:
-        projected = projected_scores(query, key, key if value is None else value, weights, num_heads)
-    scores, first = first_weights(projected, masks)
-    here = torch.ones(batch, keys, dtype=torch.bool, device=key.device) if present is None else present
-    if drop is None and sampling and masking is not None:
-        drop = masking.sample_drop(first.detach().mean(dim=(1, 2)), here, generator)
-    if drop is None:
-        kept, attention = here, first
-    else:
+        projected = project(query, key, value, weights, num_heads)
+    masked_scores = masks.allowed is not None or masks.addend is not None
+    explicit = shared or need_info or masked_scores or dropout > 0.0
+    sampler = masking if sampling and drop is None else None
+
+    scores = first = None
+    if explicit:
+        scores = scores_of(projected) if masks.addend is None else scores_of(projected) + masks.addend
+    if scores is not None and (need_info or (sampler is None and drop is None)):
+        first = PF.masked_softmax(scores, masks.valid(present), zero_empty=need_info or masked_scores)
+
+    here = present
+    if here is None and (need_info or sampler is not None or drop is not None):
+        here = torch.ones(batch, keys, dtype=torch.bool, device=key.device)
+    kept = present
+    if sampler is not None and here is not None:
+        with torch.no_grad():
+            if not sampler.follows_weights:
+                shares = torch.zeros(batch, keys, device=key.device)
+            else:
+                before = scores_of(projected) if scores is None else scores
+                before = PF.masked_softmax(before, masks.valid(present)) if first is None else first
+                shares = before.mean(dim=(1, 2))
+        kept = here & ~sampler.sample_drop(shares, here, generator)
+    elif drop is not None and here is not None:
         kept = PF.surviving(here, drop)
-        attention = PF.masked_softmax(scores, masks.valid(kept))
+
     info: dict[str, Tensor] = {}
-    if need_info:
-        info = _describe(first, attention, here, here & ~kept, masking)
-    sums_to_one = present is None and masks.allowed is None and dropout == 0.0
-    attention = PF.attention_dropout(attention, dropout)
-    return pooled_output(projected, attention, weights, sums_to_one=sums_to_one), info
+    if scores is None:
+        out = fused_kernel(projected, kept, empty)
+    else:
+        attention = first
+        if attention is None or kept is not present:
+            attention = PF.masked_softmax(scores, masks.valid(kept), zero_empty=need_info or masked_scores)
+        if need_info and first is not None and here is not None:
+            info = _describe(first, attention, here, here & ~(here if kept is None else kept), masking)
+        attention = PF.attention_dropout(attention, dropout)
+        out = pool_values(projected, attention, sums_to_one=dropout == 0.0)
+    if empty is not None:
+        out = out.masked_fill(empty[:, None, None], 0.0)
+    if weights.out_weight is not None:
+        out = F.linear(out, weights.out_weight, weights.out_bias)
+    return out, info
 
 
 def _describe(

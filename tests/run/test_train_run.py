@@ -15,7 +15,16 @@ from polyfuse.train.checkpoint import BEST, LAST, METRICS
 
 
 def test_a_run_folder_holds_what_the_design_lists(run: Run) -> None:
-    for name in ("config.yaml", "encoder.json", "calibration.json", "problems.json", "versions.json", METRICS, BEST, LAST):
+    for name in (
+        "config.yaml",
+        "encoder.json",
+        "calibration.json",
+        "problems.json",
+        "versions.json",
+        METRICS,
+        BEST,
+        LAST,
+    ):
         assert (run.folder / name).is_file(), name
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page

@@ -4,16 +4,16 @@
     python benchmarks/pool.py --rounds 5  # a quick look
 
 One process, one thread. Every round runs all arms in random order and gives one ratio per arm to
-``nn.MultiheadAttention(need_weights=False)``; the table shows the median of these ratios. The baseline knows no masks. The
-arms of polyfuse really apply them: rows have holes (a quarter of the entries absent, the content zeroed), and in training
-a third of what is present is dropped from the weights that make the output. Multiply-adds count matrix products of one
-forward pass. aecf gets the holes as ``key_padding_mask``; its curriculum mask changes nothing in its output.
+``nn.MultiheadAttention(need_weights=False)``; the table shows the median of these ratios. All arms use the same
+parameters; features carry no gradient. The baseline knows no masks. The arms of polyfuse really apply them: rows have
+holes (a quarter of the entries absent, their content zeroed), and in training a third of what is present is dropped
+from the weights that make the output. Multiply-adds count the matrix products of one forward pass. aecf gets the holes
+as ``key_padding_mask``; its curriculum mask changes nothing in its output.
 
 Shapes: B batch, T queries, M modalities, D width.
 """
 
 import argparse
-import os
 import random
 import statistics
 import time
@@ -48,9 +48,7 @@ def build_arms(shape: tuple[int, int, int, int, int], train: bool) -> tuple[dict
     ours = MultimodalAttentionPool(width, heads, curriculum_masking=masking).train(train)
     entropic = CurriculumMasking(policy="inverse_entropy", target_rate=DROP_RATE)
     ours_entropy = MultimodalAttentionPool(width, heads, curriculum_masking=entropic).train(train)
-    plain = nn.MultiheadAttention(width, heads, batch_first=True).train(train)
-    plain.load_state_dict(ours.attention.state_dict())
-    ours_entropy.attention = ours.attention
+    plain = ours_entropy.attention = ours.attention  # one set of parameters: no arm finds colder caches
     query = nn.Parameter(torch.randn(1 if queries == 0 else batch, max(queries, 1), width))
     features = torch.randn(batch, keys, width)
     present = torch.rand(batch, keys) >= HOLES
@@ -64,18 +62,16 @@ def build_arms(shape: tuple[int, int, int, int, int], train: bool) -> tuple[dict
         "polyfuse": lambda: ours(expanded(), features, present=present),
         "polyfuse, entropy + info": lambda: ours_entropy(expanded(), features, present=present, return_info=True)[0],
     }
-    parameters = [query, *ours.parameters(), *plain.parameters()]
+    parameters: list[Tensor] = [query, *plain.parameters()]
     try:
         import aecf
     except ImportError:
         print("aecf 0.1.0 is not installed: no third arm (pip install aecf==0.1.0)")
         return arms, parameters
-    theirs = aecf.MultimodalAttentionPool(width, heads, curriculum_masking=aecf.CurriculumMasking(DROP_RATE)).train(
-        train
-    )
-    theirs.load_state_dict(ours.state_dict(), strict=False)
+    theirs = aecf.MultimodalAttentionPool(width, heads, curriculum_masking=aecf.CurriculumMasking(DROP_RATE))
+    theirs.train(train).attention = plain
     arms["aecf 0.1.0"] = lambda: theirs(expanded(), features, key_padding_mask=~present)
-    return arms, [*parameters, *theirs.parameters()]
+    return arms, parameters
 
 
 def seconds(arm: Arm, train: bool, parameters: list[Tensor]) -> float:
@@ -122,12 +118,11 @@ def main() -> None:
     torch.set_num_threads(1)
     random.seed(0)
     warnings.filterwarnings("ignore")
-    print(
-        f"torch {torch.__version__}, 1 thread of {os.cpu_count()}, {options.rounds} rounds; ratios to the first arm\n"
-    )
-    print(
+    print(f"torch {torch.__version__}, 1 thread, {options.rounds} rounds; ratios to the first arm\n")
+    head = (
         f"{'(B, T, M, D), heads':<26}{'mode':<9}{'arm':<27}{'ratio':>6}{'target':>8}{'ms':>9}{'Mmul-add':>10}{'x':>6}"
     )
+    print(head)
     for shape, train_target, eval_target in CASES:
         batch, queries, keys, width, heads = shape
         label = f"({batch}, {queries or 'shared'}, {keys}, {width}), {heads}"

@@ -135,18 +135,27 @@ def pool_values(projected: Projected, attention: Tensor, *, sums_to_one: bool) -
 
 
 def fused_kernel(projected: Projected, kept: Tensor | None, empty: Tensor | None) -> Tensor:
-    """The same in PyTorch's fused kernel, where nobody asks for the weights: ``(B, T, D)``; empty rows are arbitrary.
+    """The same in PyTorch's fused kernel, where nobody asks for the weights: ``(B, T, D)``.
 
     Shape:
-        - kept: ``(B, M)`` bool or None = everything; empty: ``(B,)`` bool, rows of ``kept`` that hold nothing.
+        - kept: ``(B, M)`` bool or None = everything; empty: ``(B,)`` bool, rows of ``kept`` that hold nothing and shall
+          attend to everything, or None.
     """
     mask = None
     if kept is not None:
-        mask = kept if empty is None else kept | empty[:, None]  # a row without any key would be NaN
+        mask = kept if empty is None else kept | empty[:, None]
         mask = mask[:, None, None, :]
     # True = may be attended in this one function of PyTorch, as everywhere in this package.
     out = F.scaled_dot_product_attention(projected.query, projected.key, projected.value, attn_mask=mask)
     return out.transpose(1, 2).flatten(2)
+
+
+def kernel_zeroes_empty(x: Tensor) -> bool:
+    """Whether ``fused_kernel`` itself gives zeros for a row without any key: PyTorch's CPU kernels do, run eagerly.
+
+    Elsewhere (other devices, exported graphs) such a row may be NaN, so it attends to everything and is zeroed after.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def bool_or_additive(mask: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
@@ -267,7 +276,6 @@ def attend(
     present = masks.present
     empty = None
     if present is not None:  # 0 * nan is nan: a zero weight alone would let a broken sensor through
-        empty = ~present.any(dim=-1)
         absent = ~present[..., None]
         key = key.masked_fill(absent, 0.0)
         value = None if value is None else value.masked_fill(absent, 0.0)
@@ -277,6 +285,8 @@ def attend(
         projected = project(query, key, value, weights, num_heads)
     masked_scores = masks.allowed is not None or masks.addend is not None
     explicit = shared or need_info or masked_scores or dropout > 0.0
+    if present is not None and (explicit or not kernel_zeroes_empty(key)):
+        empty = ~present.any(dim=-1)
     sampler = masking if sampling and drop is None else None
 
     scores = first = None

@@ -114,7 +114,7 @@ def test_clean_and_numbers() -> None:
     assert dict(bad) == {
         3: "not a number",
         4: "not a number",
-        5: "not finite",
+        5: "infinite number",
         6: "not a number",
         7: "not a number",
         8: "not a number",

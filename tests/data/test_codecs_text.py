@@ -54,7 +54,7 @@ def test_cells_that_are_no_text() -> None:
     assert codec is not None
     out = codec.encode([[BadText("caf\ufffd"), ["a"], b"red", b"\xff", None]], Reading())
     assert out.present.tolist() == [False, False, True, False, False]
-    assert [(i, kind) for i, kind, _ in out.problems] == [(0, "bad UTF-8"), (1, "wrong type"), (3, "bad UTF-8")]
+    assert [(i, kind) for i, kind, _ in out.problems] == [(0, "bad UTF-8"), (1, "not a text"), (3, "bad UTF-8")]
 
 
 def test_no_training_text_and_the_saved_form() -> None:

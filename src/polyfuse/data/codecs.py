@@ -130,7 +130,7 @@ def numbers(cells: Sequence[Any]) -> tuple[np.ndarray, list[tuple[int, str]]]:
 
     Example:
         >>> numbers(["1.5", None, "abc", "inf"])
-        (array([1.5, nan, nan, nan]), [(2, 'not a number'), (3, 'not finite')])
+        (array([1.5, nan, nan, nan]), [(2, 'not a number'), (3, 'infinite number')])
     """
     values = np.full(len(cells), np.nan)
     bad: list[tuple[int, str]] = []
@@ -144,7 +144,7 @@ def numbers(cells: Sequence[Any]) -> tuple[np.ndarray, list[tuple[int, str]]]:
         if value - value == 0:
             values[i] = value
         else:
-            bad.append((i, "not finite" if value in (np.inf, -np.inf) else "not a number"))
+            bad.append((i, "infinite number" if value in (np.inf, -np.inf) else "not a number"))
     return values, bad
 
 

@@ -1,6 +1,6 @@
 """Tabular columns: standardised numbers with a mask, and categories with 0 for missing or unknown.
 
-A column is numeric if at least 95 % of its filled training cells are finite numbers, else categorical; the schema's
+A column is numeric if at least 90 % of its filled training cells are finite numbers, else categorical; the schema's
 ``numeric`` and ``categorical`` decide otherwise. A row is absent only if all its cells are empty.
 """
 
@@ -16,7 +16,7 @@ from polyfuse.data.schema import ModalityConfig
 from polyfuse.data.spec import ModalitySpec
 from polyfuse.data.table_csv import BadText
 
-NUMERIC_SHARE = 0.95
+NUMERIC_SHARE = 0.9
 CLIP = 10.0
 
 

@@ -98,7 +98,7 @@ class TextCodec(Codec):
             out["ids"][present] = ids
             out["mask"][present] = ids != PADDING
         problems = [
-            (i, "bad UTF-8" if isinstance(cells[0][i], BadText | bytes) else "wrong type", show(cells[0][i]))
+            (i, "bad UTF-8" if isinstance(cells[0][i], BadText | bytes) else "not a text", show(cells[0][i]))
             for i in np.flatnonzero(~present).tolist()
             if cells[0][i] is not None
         ]

@@ -12,6 +12,7 @@ import numpy as np
 from polyfuse.data.codecs import Reading, numbers
 from polyfuse.data.codecs_array import parse_array
 from polyfuse.data.codecs_image import MAGIC
+from polyfuse.data.codecs_tabular import NUMERIC_SHARE
 from polyfuse.data.problems import Broken
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -21,7 +22,6 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d.*)?|\d{1,2}[/.]\d{1,2}[/.]\d{
 _ID_NAME = re.compile(r"(.*[_\s-])?(id|uid|uuid|guid|key|index|idx)|unnamed.*|", re.IGNORECASE)
 _CAMEL_ID = re.compile(r".*[a-z]I[dD]")
 _MOST = 0.8
-_NUMERIC = 0.95
 _MAGIC_SOUND = (b"fLaC", b"OggS", b"ID3", b"FORM")
 
 
@@ -70,7 +70,7 @@ def guess_kind(name: str, cells: Sequence[Any], folder: Path | None) -> Guess:
     if sum(cell.startswith("[") for cell in full) >= _MOST * len(full):
         return _arrays(full, Reading(folder), distinct)
     values, bad = numbers(full)
-    if len(full) - len(bad) >= _NUMERIC * len(full):
+    if len(full) - len(bad) >= NUMERIC_SHARE * len(full):
         return _numbers(name, values, distinct, len(full))
     return _words(name, full, distinct)
 
@@ -89,7 +89,7 @@ def _words(name: str, full: Sequence[str], distinct: int) -> Guess:
     count = len(full)
     if distinct == 1 and count > 1:
         return Guess("constant", 1, "one value everywhere")
-    if sum(_DATE.fullmatch(cell) is not None for cell in full) >= _NUMERIC * count:
+    if sum(_DATE.fullmatch(cell) is not None for cell in full) >= NUMERIC_SHARE * count:
         return Guess("date", distinct, "dates; make numbers of them to use them")
     words = sum(len(cell.split()) for cell in full) / count
     length = sum(map(len, full)) / count

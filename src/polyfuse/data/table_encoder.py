@@ -260,9 +260,8 @@ def _count_empty(problems: Problems, name: str, codec: Codec, cells: Cells, enco
     if empty:
         problems.add(name, "empty cell", times=len(empty))
     if len(cells) > 1:
-        holes = sum(cell is None for column in cells for cell in column)
-        all_empty = sum(all(cell is None for cell in row) for row in zip(*cells, strict=True))
-        partly = holes - all_empty * len(cells)
+        here = encoding.present.tolist()
+        partly = sum(cell is None and there for column in cells for cell, there in zip(column, here, strict=True))
         if partly:
             problems.add(name, "empty cell in a present row", times=partly)
 

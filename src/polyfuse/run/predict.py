@@ -214,7 +214,8 @@ class _Parquet:
     """Typed columns; the conformal set and the labels of multilabel as lists of strings."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._file = path, None
+        self._path = path
+        self._file: Any = None
 
     def write(self, columns: Columns) -> None:
         import pyarrow as pa

@@ -161,3 +161,22 @@ def test_mistakes_are_named() -> None:
         Calibration.from_dict({**calibration.to_dict(), "format": 99})
     with pytest.raises(UserError, match=r"got \('text', 'image', 'sound'\): calibrate again"):
         Calibration.from_dict(calibration.to_dict(), ("text", "image", "sound"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_hardly_any_rows_give_a_calibration_that_promises_nothing(task: str, rows: int) -> None:
+    some = make_sweep(task, 50, 1, holes=0)
+    part = {"logits": some.logits[:, :rows], "valid": some.valid[:, :rows]}
+    part |= {name: getattr(some, name)[:rows] for name in ("own", "scored", "present", "target", "keys")}
+    calibration = Calibration.fit(Sweep(**{**some.__dict__, **part}), task)
+    out = calibration.apply(np.zeros((2, some.logits.shape[2])), np.array([[True] * 3, [False] * 3]))
+    assert np.isfinite(out.probs).all()
+    assert out.abstain.all()
+    if task == "regression":
+        assert out.intervals is not None
+        assert np.isinf(out.intervals).all()
+    else:
+        assert out.sets is not None
+        assert out.sets.all()
+    json.dumps(calibration.to_dict(), allow_nan=False)

@@ -32,7 +32,7 @@ def test_quantile_by_hand() -> None:
     assert conformal_quantile([3, 1, 2], 0.2) == math.inf  # ceil(3.2) = 4th of three
     assert conformal_quantile([], 0.1) == math.inf
     for n in range(1, 400):  # the rank is exact whatever the last bit of (n + 1)(1 - alpha)
-        for percent in (1, 5, 10, 20):
+        for percent in (1, 5, 10, 18, 19, 20):
             rank = -((-(n + 1) * (100 - percent)) // 100)
             want = rank if rank <= n else math.inf
             assert conformal_quantile(np.arange(1, n + 1), percent / 100) == want

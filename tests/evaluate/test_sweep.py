@@ -365,3 +365,25 @@ def test_mistakes_are_named() -> None:
     for predictor in (model, Fixed()):
         with pytest.raises(ValueError, match="at least one row"):
             sweep(predictor, nobody)
+
+
+def test_many_modalities_are_swept_on_sampled_subsets() -> None:
+    names = tuple("abcdefgh")
+    g = torch.Generator().manual_seed(0)
+    batch = Batch(
+        names,
+        {n: torch.randn(N, D, generator=g) for n in names},
+        torch.rand(N, 8, generator=g) < 0.8,
+        torch.randint(0, C, (N,), generator=g),
+        torch.arange(N),
+    )
+    layer = FUSIONS["concat"](names, embed_dim=D)
+    model = FusionModel({n: nn.Identity() for n in names}, layer, ClassificationHead(layer.out_dim, C))
+    swept = sweep(model, batch)
+    assert len(swept.subsets) == 63
+    out = records(swept, "classification")
+    assert out[-1]["subset"] == "a+b+c+d+e+f+g+h"
+    curve = table.drop_curve(swept, "classification", [0.0, 0.5])
+    own = own_record(swept, "classification")
+    assert curve[0]["nll"] == pytest.approx(own["nll"])  # every row is there, listed pattern or not
+    assert curve[1]["nll"] != pytest.approx(own["nll"])

@@ -143,7 +143,7 @@ class Calibration:
         empty: NDArray[np.bool_] = np.asarray(~here.any(axis=1))
         probs = _predictions(self.task, self.temperature.apply(z, here))
         probs[empty] = probabilities(self.task, np.array(self.prior))
-        abstain: NDArray[np.bool_] = empty if self.abstention is None else empty | self.abstention.flag(probs, here)
+        abstain = empty if self.abstention is None else self.abstention.flag(probs, here)
         regression = self.task == "regression"
         return Calibrated(
             probs=probs,

@@ -34,7 +34,7 @@ def conformal_quantile(scores: ArrayLike, alpha: float) -> float:
         (9.0, inf)
     """
     ranked = np.sort(np.asarray(scores, np.float64))
-    rank = math.ceil((len(ranked) + 1) * (1 - alpha) - 1e-9)  # 10 * 0.9 must be 9, whatever its last bit
+    rank = math.ceil((len(ranked) + 1) * (1 - alpha) - 1e-9)  # 150 * (1 - 0.18) must be 123
     return float(ranked[rank - 1]) if rank <= len(ranked) else math.inf
 
 
@@ -164,9 +164,6 @@ def _label_threshold(p: Floats, y: NDArray[Any], alpha: float) -> float:
     score, cost = 1.0 - p[row, label], 1.0 / count[row]
     order = np.argsort(-score, kind="stable")
     score, cost = score[order], cost[order]
-    # Lowering λ below a score loses that label: lose the highest, equal ones together, as long as it is allowed.
-    lost = np.cumsum(cost)
-    last = np.r_[score[1:] != score[:-1], True]
-    allowed = last & (lost + 1 <= alpha * (rows + 1) + 1e-9)
-    kept = int(np.flatnonzero(allowed).max(initial=-1)) + 1
+    # Lowering λ below a score loses that label: lose the highest as long as it is allowed. Ties stay in together.
+    kept = int((np.cumsum(cost) + 1 <= alpha * (rows + 1) + 1e-9).sum())
     return float(score[kept]) if kept < len(score) else 0.0

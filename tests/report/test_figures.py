@@ -144,6 +144,18 @@ def test_reliability_pools_seeds(make_data: Build) -> None:
     assert "name alone" in texts(panel)
 
 
+@pytest.mark.parametrize("arms", [1, 3])
+def test_broken_inputs_are_all_drawn(make_data: Build, arms: int) -> None:
+    data = make_data(arms=arms, seeds=1)
+    with svg.drawing():
+        found = texts(figures.corruption_heat(summarise(data)))
+    assert {"intact", "permuted", *data.modalities} <= set(found)
+    name = data.primary.name
+    for r in data.corruption:
+        assert f"{100 * r.metrics[name]:.1f}" in found
+        assert f"{100 * r.metrics[name + '_intact']:.1f}" in found
+
+
 @pytest.mark.parametrize("text", ["", "x", "犬" * 50, "W" * 300])
 def test_shorten_fits(text: str) -> None:
     short = svg.shorten(text, 60)

@@ -25,6 +25,7 @@ from polyfuse.report.svg import (
     SMALL,
     VERMILLION,
     Canvas,
+    css,
     shorten,
     text_width,
 )
@@ -174,6 +175,8 @@ def corruption_heat(s: Summary) -> str:
     if not arms:
         return ""
     values = [[statistics.fmean(v) if (v := found[c].get(r.arm.name)) else math.nan for c in cases] for r in arms]
+    if len(arms) == 1:
+        return _corruption_of_one(s, arms[0], dict(zip(cases, values[0], strict=True)), order)
     names, groups = [k for _, k in cases], [m for m, _ in cases]
     if "intact" not in names:
         names, groups = ["complete", *names], ["", *groups]
@@ -186,6 +189,18 @@ def corruption_heat(s: Summary) -> str:
     rows = Labels(texts=tuple(r.arm.title for r in arms), strong=_strong(s, arms))
     best = _best(metric, values) if len(arms) > 1 else None
     canvas = heat_map(values, rows, columns, texts, _scale(metric, arms, values), best)
+    return canvas.svg("broken", f"Heat map of {metric.label} with one input broken and not flagged")
+
+
+def _corruption_of_one(s: Summary, arm: ArmSummary, values: dict[tuple[str, str], float], order: list[str]) -> str:
+    """Draw broken input x what was done to it, for a single arm."""
+    metric = s.data.primary
+    inputs = [m for m in s.data.modalities if any(m == where for where, _ in values)]
+    kinds = [k for k in order if any(k == kind for _, kind in values)]
+    table = [[values.get((m, k), math.nan) for k in kinds] for m in inputs]
+    texts = [[_short(metric, v) for v in line] for line in table]
+    scale = _scale(metric, [arm], [list(values.values())])
+    canvas = heat_map(table, Labels(texts=tuple(inputs)), Labels(texts=tuple(kinds)), texts, scale)
     return canvas.svg("broken", f"Heat map of {metric.label} with one input broken and not flagged")
 
 
@@ -306,4 +321,4 @@ def _sd(s: Summary, name: str, subset: Subset) -> float:
 def swatches(names: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield (name, colour) of the inputs as ``weight_bars`` paints them."""
     for j, name in enumerate(names):
-        yield name, OKABE_ITO[j % len(OKABE_ITO)]
+        yield name, css(OKABE_ITO[j % len(OKABE_ITO)])

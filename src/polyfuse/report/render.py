@@ -24,7 +24,7 @@ from polyfuse.report.figures import (
 from polyfuse.report.format import format_value, number
 from polyfuse.report.records import ReportData
 from polyfuse.report.summary import ArmSummary, Spread, Summary, subset_label, summarise, table_of
-from polyfuse.report.svg import BLUE, VERMILLION, clean, drawing
+from polyfuse.report.svg import BLUE, VERMILLION, clean, css, drawing
 from polyfuse.report.table import cell, columns, csv_text, plain_words
 from polyfuse.report.verdict import verdict
 
@@ -110,7 +110,7 @@ def _view(s: Summary) -> dict[str, Any]:
         "table": _table(s),
         "spread": any(len(r.arm.seeds) > 1 for r in s.ranked),
         "reference": s.of(d.reference_arm).arm.title if d.reference_arm else "",
-        "colours": {"raw": VERMILLION, "calibrated": BLUE},
+        "colours": {"raw": css(VERMILLION), "calibrated": css(BLUE)},
         "swatches": list(swatches(d.modalities)),
         "unit": "%" if d.primary.percent else d.primary.unit,
         "unimodal": [_unimodal(s, r) for r in s.unimodal],

@@ -16,16 +16,29 @@ from typing import Any
 
 # Placeholders: colours nobody would draw with, replaced by CSS variables in ``Canvas.svg``.
 INK, MUTED, RULE, PAPER = "#010203", "#030405", "#050607", "#070809"
-_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
-
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 OKABE_ITO = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#8c8c8c", "#f0e442")
 """Colour-blind-safe order (Okabe and Ito 2008): black, which dark mode would swallow, is a grey; yellow comes last."""
+
+# Blue and vermillion are a little lighter on a dark page.
+_VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    RULE: "var(--rule)",
+    PAPER: "var(--paper)",
+    BLUE: "var(--blue)",
+    VERMILLION: "var(--vermillion)",
+}
 
 _RAMP = ((0.92, 0.95, 0.98), (0.66, 0.80, 0.91), (0.29, 0.57, 0.78), (0.03, 0.32, 0.55), (0.02, 0.19, 0.36))
 
 SIZE = 11.0
 SMALL = 10.0
+
+
+def css(colour: str) -> str:
+    """Return a colour as the page writes it: a variable where there is one."""
+    return _VARIABLES.get(colour, colour)
 
 
 def ramp(share: float) -> tuple[float, float, float]:

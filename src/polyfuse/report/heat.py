@@ -100,7 +100,7 @@ def _left(rows: Labels, columns: Labels) -> float:
     names = [text_width(m, SMALL) for m in columns.inputs] if columns.dots else [0.0]
     group = 0.0 if not rows.groups else min(110.0, max(text_width(g, SMALL) for g in rows.groups)) + 8
     dots = _DOT * len(rows.inputs) + 10 if rows.dots else 0.0
-    return max(min(max(*words, 0), 200.0), min(max(*names, 0), 150.0)) + group + dots + 8
+    return max(min(max(*words, 0), 200.0), min(max(*names, 0), 150.0)) + group + dots + 16
 
 
 def _top(columns: Labels) -> float:

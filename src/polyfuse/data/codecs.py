@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,6 +22,7 @@ from polyfuse.data.schema import ModalityConfig
 from polyfuse.data.spec import ModalitySpec, input_layout
 from polyfuse.data.table_csv import BadText
 
+_PER_TASK = 8  # cells that one thread decodes at a time
 Cells = Sequence[Sequence[Any]]  # one list of cells per column of the modality, all of the same length
 _NUMPY = {"torch.uint8": np.uint8, "torch.int32": np.int32, "torch.int64": np.int64, "torch.int16": np.int16,
           "torch.bool": np.bool_, "torch.float32": np.float32}  # fmt: skip
@@ -203,6 +205,7 @@ def decode_cells(
     cells: Sequence[Any], decode: Callable[[Any], Any], pool: ThreadPoolExecutor | None
 ) -> tuple[list[Any], list[tuple[int, str, str]]]:
     """Apply ``decode`` to every cell that is not None, order kept; broken ones become None and a problem."""
+    results: Iterator[Any]
 
     def one(cell: Any) -> Any:
         try:
@@ -212,7 +215,11 @@ def decode_cells(
 
     full = [i for i, cell in enumerate(cells) if cell is not None]
     work = [cells[i] for i in full]
-    results = map(one, work) if pool is None or len(work) < 8 else pool.map(one, work)
+    if pool is None or len(work) < 2 * _PER_TASK:
+        results = map(one, work)
+    else:
+        tasks = [work[start : start + _PER_TASK] for start in range(0, len(work), _PER_TASK)]
+        results = chain.from_iterable(pool.map(lambda part: list(map(one, part)), tasks))
     values: list[Any] = [None] * len(cells)
     problems = []
     for i, result in zip(full, results, strict=True):

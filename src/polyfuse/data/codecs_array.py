@@ -129,7 +129,7 @@ class SeriesCodec(Codec):
         longest: Counter[int] = Counter()
         limit = config.length or _LONGEST
         for cells in train():
-            arrays, _ = decode_cells(cells[0], lambda cell: as_series(cell, reading, limit + 1), reading.pool)
+            arrays, _ = decode_cells(cells[0], lambda cell: as_series(cell, reading, limit + 1), None)
             for array in arrays:
                 if array is not None:
                     channels = array.shape[1]
@@ -155,7 +155,7 @@ class SeriesCodec(Codec):
                 raise Broken("wrong shape", f"expected {channels} channels, got {array.shape[1]}")
             return array
 
-        arrays, problems = decode_cells(cells[0], decode, reading.pool)
+        arrays, problems = decode_cells(cells[0], decode, None)
         out = self.zeros(len(arrays))
         mean, std = np.array(self.mean), np.array(self.std)
         for i, array in enumerate(arrays):
@@ -191,7 +191,7 @@ class VectorCodec(Codec):
         moments: dict[int, Moments] = {}
         count: Counter[int] = Counter()
         for cells in train():
-            arrays, _ = decode_cells(cells[0], lambda cell: as_vector(cell, reading), reading.pool)
+            arrays, _ = decode_cells(cells[0], lambda cell: as_vector(cell, reading), None)
             for width in {len(array) for array in arrays if array is not None}:
                 rows = np.stack([array for array in arrays if array is not None and len(array) == width])
                 moments.setdefault(width, Moments(width)).add(rows)
@@ -204,7 +204,7 @@ class VectorCodec(Codec):
     def encode(self, cells: Cells, reading: Reading) -> Encoding:
         """Standardise."""
         width = len(self.mean)
-        arrays, problems = decode_cells(cells[0], lambda cell: as_vector(cell, reading, width), reading.pool)
+        arrays, problems = decode_cells(cells[0], lambda cell: as_vector(cell, reading, width), None)
         present = np.array([array is not None for array in arrays], dtype=bool)
         out = self.zeros(len(arrays))
         if present.any():

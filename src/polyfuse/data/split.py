@@ -77,20 +77,22 @@ def split_by_ratio(
         ordered.append((str(stratum), mark, rows))
     ordered.sort(key=lambda unit: unit[:2])
     out = np.zeros(len(keys), dtype=np.int8)
-    share = np.array(ratios)
-    everywhere = np.zeros(3)
-    here, last = np.zeros(3), None
+    wanted = [s for s in range(3) if ratios[s] > 0]
+    everywhere, here, last = [0, 0, 0], [0, 0, 0], ""
     for stratum_name, _, rows in ordered:
         if stratum_name != last:
-            here, last = np.zeros(3), stratum_name
-        size = len(rows)
-        lack = share * (here.sum() + size) - here
-        lack += 1e-3 * (share * (everywhere.sum() + size) - everywhere) / max(everywhere.sum(), 1)
-        lack[share == 0] = -np.inf
-        choice = 0 if not here.any() else int(lack.argmax())
+            here, last = [0, 0, 0], stratum_name
+        size, seen, total = len(rows), sum(here), max(sum(everywhere), 1)
+        choice, most = 0, -np.inf
+        for s in wanted if seen else ():
+            # what the split lacks in this stratum; ties go to what it lacks over all
+            lack = ratios[s] * (seen + size) - here[s] + 1e-3 * (ratios[s] * (total + size) - everywhere[s]) / total
+            if lack > most:
+                choice, most = s, lack
         here[choice] += size
         everywhere[choice] += size
-        out[rows] = choice
+        for row in rows:
+            out[row] = choice
     return out
 
 

@@ -17,7 +17,7 @@ from polyfuse.evaluate.subsets import all_subsets, drop_weights, row_drop_weight
 from polyfuse.evaluate.sweep import Sweep, sweep
 from polyfuse.fusion import FUSIONS
 from polyfuse.heads import ClassificationHead, MultilabelHead, RegressionHead
-from polyfuse.models import FusionModel
+from polyfuse.models import FusionModel, ModelOutput
 
 NAMES = ("image", "text", "sound")
 N, D, C = 67, 5, 4
@@ -330,6 +330,31 @@ def test_corruption_records_score_the_rows_that_have_the_input() -> None:
         assert r["n"] == int(batch.present[:, NAMES.index(r["modality"])].sum())
         assert 0 <= r["detection_auroc"] <= 1
     json.dumps(out, allow_nan=False)
+
+
+class Plain(nn.Module):
+    """A model that shows no encoders: everything is asked of it again."""
+
+    def __init__(self, model: FusionModel) -> None:
+        super().__init__()
+        self.inner, self.modalities = model, model.modalities
+
+    def encode(self, inputs: dict[str, torch.Tensor], present: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.inner.encode(inputs, present)
+
+    def fuse(self, embeddings: dict[str, torch.Tensor], present: torch.Tensor) -> ModelOutput:
+        return self.inner.fuse(embeddings, present)
+
+
+@pytest.mark.parametrize("flagged", [False, True])
+def test_corruption_encodes_only_the_broken_input_again(flagged: bool) -> None:
+    model, batch = make_model(), make_batch()
+    out = corruption_records(model, batch, "classification", flagged=flagged)
+    for m, name in enumerate(NAMES):
+        assert model.encoders[name].seen == N + 6 * int(batch.present[:, m].sum())
+    want = corruption_records(Plain(model), batch, "classification", flagged=flagged)
+    for a, b in zip(out, want, strict=True):
+        assert a == {key: pytest.approx(value, abs=1e-6) for key, value in b.items()}
 
 
 def test_flagged_corruption_equals_the_missing_input() -> None:

@@ -22,7 +22,7 @@ from polyfuse.errors import require
 from polyfuse.evaluate.metrics import check_task, probabilities, scorable
 from polyfuse.evaluate.selective import Floats
 from polyfuse.evaluate.subsets import mask_codes
-from polyfuse.evaluate.sweep import device_of, evaluating
+from polyfuse.evaluate.sweep import embed
 
 STRENGTH = 10.0
 """Rows of the overall frequencies that are added to every pattern."""
@@ -277,15 +277,8 @@ def embedding_batch(model: Any, batch: Batch, *, batch_size: int = 1024) -> Batc
     raw = [name for name in batch.modalities if not _is_readable(batch.inputs[name])]
     if not raw:
         return batch
-    parts: dict[str, list[Tensor]] = {name: [] for name in raw}
-    with evaluating(model):
-        for start in range(0, len(batch), batch_size):
-            rows = batch.rows(torch.arange(start, min(start + batch_size, len(batch)))).to(device_of(model))
-            for name, embedding in model.encode(rows.inputs, rows.present).items():
-                if name in parts:
-                    parts[name].append(embedding.flatten(1).float().cpu())
-    embedded = {name: torch.cat(blocks) for name, blocks in parts.items()}
-    return replace(batch, inputs={**batch.inputs, **embedded})
+    embedded = embed(model, batch, batch_size=batch_size)
+    return replace(batch, inputs={**batch.inputs, **{name: embedded[name].flatten(1).float() for name in raw}})
 
 
 def _is_readable(value: Any) -> bool:

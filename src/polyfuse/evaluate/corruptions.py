@@ -6,16 +6,19 @@ answer exactly as if the input were missing.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from polyfuse.data.batch import Batch
+from polyfuse.data.batch import Batch, Inputs
 from polyfuse.data.corrupt import TEST_CORRUPTIONS, InputScale, corrupt_modality
 from polyfuse.evaluate.metrics import confidence
 from polyfuse.evaluate.records import Record, plain, scores
 from polyfuse.evaluate.selective import auroc
-from polyfuse.evaluate.sweep import sweep
+from polyfuse.evaluate.sweep import embed, sweep
 from polyfuse.evaluate.table import Calibrator, predictions
 
 
@@ -53,26 +56,48 @@ def corruption_records(
     """
     out = []
     as_found = np.zeros((0, len(batch.modalities)), bool)
+    reusable = isinstance(model, torch.nn.Module) and hasattr(model, "encoders")
+    clean_inputs: Inputs = {**embed(model, batch, batch_size=batch_size)} if reusable else batch.inputs
     for m, modality in enumerate(batch.modalities):
-        rows = batch.rows(batch.present[:, m].nonzero()[:, 0])
-        if not len(rows):
+        here = batch.present[:, m].nonzero()[:, 0]
+        if not len(here):
             continue
-        clean = sweep(model, rows, subsets=as_found, task=task, batch_size=batch_size)
+        rows, known_inputs = batch.rows(here), replace(batch, inputs=clean_inputs).rows(here)
+        clean = sweep(
+            _Reusing(model) if reusable else model, known_inputs, subsets=as_found, task=task, batch_size=batch_size
+        )
         sure = confidence(task, predictions(clean, task, -1, calibration))
         for name, value in corruptions:
             broken = corrupt_modality(rows, modality, name, value, seed=seed, flagged=flagged, scales=scales)
-            swept = sweep(model, broken, subsets=as_found, task=task, batch_size=batch_size)
-            known = clean.scored
+            now = replace(broken, inputs={**known_inputs.inputs, modality: broken.inputs[modality]})
+            asked = _Reusing(model, modality) if reusable else model
+            swept = sweep(asked, now, subsets=as_found, task=task, batch_size=batch_size)
+            ok = clean.scored
             record: Record = {
                 "corruption": name if value is None else f"{name} {value:g}",
                 "modality": modality,
                 "flagged": flagged,
-                "n": int(known.sum()),
+                "n": int(ok.sum()),
             }
-            record |= scores(
-                task, swept.own[known], swept.present[known], swept.target[known], calibration, scale=scale
-            )
-            now = confidence(task, predictions(swept, task, -1, calibration))
-            record["detection_auroc"] = auroc(sure[known], now[known])
+            record |= scores(task, swept.own[ok], swept.present[ok], swept.target[ok], calibration, scale=scale)
+            after = confidence(task, predictions(swept, task, -1, calibration))
+            record["detection_auroc"] = auroc(sure[ok], after[ok])
             out.append(plain(record))
     return out
+
+
+class _Reusing(torch.nn.Module):
+    """The model on inputs that are embeddings already, but for one modality: the others are not encoded again."""
+
+    def __init__(self, model: Any, raw: str | None = None) -> None:
+        super().__init__()
+        self.model, self.raw, self.modalities = model, raw, model.modalities
+
+    def encode(self, inputs: Mapping[str, Any], present: Tensor) -> dict[str, Any]:
+        if self.raw is None:
+            return dict(inputs)
+        # Every row asked has this input, or is flagged and the fusion does not look: nothing needs to be zeroed here.
+        return {**inputs, self.raw: self.model.encoders[self.raw](inputs[self.raw])}
+
+    def fuse(self, embeddings: Mapping[str, Tensor], present: Tensor) -> Any:
+        return self.model.fuse(embeddings, present)

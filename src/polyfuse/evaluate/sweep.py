@@ -116,6 +116,16 @@ def sweep(
     )
 
 
+def embed(model: Any, batch: Batch, *, batch_size: int = 1024) -> dict[str, Tensor]:
+    """``{name: (N, ...)}`` embeddings of every row, on the CPU; absent ones are encodings of zeros."""
+    blocks: list[dict[str, Tensor]] = []
+    with evaluating(model):
+        for start in range(0, len(batch), batch_size):
+            rows = batch.rows(torch.arange(start, min(start + batch_size, len(batch)))).to(device_of(model))
+            blocks.append({name: x.cpu() for name, x in model.encode(rows.inputs, rows.present).items()})
+    return {name: torch.cat([block[name] for block in blocks]) for name in (blocks[0] if blocks else ())}
+
+
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Eval mode and no gradients inside, the former mode after."""

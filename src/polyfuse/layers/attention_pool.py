@@ -155,8 +155,8 @@ class MultimodalAttentionPool(nn.Module):
         if generator is not None and sampling and (use_checkpoint or torch.compiler.is_compiling()):
             raise ValueError("generator is eager only; under compile or checkpointing pass drop=pool.sample_drop(...)")
 
-        # The annotation is a string: PyTorch 2.6 cannot compile a union type made inside forward.
-        def run(query: Tensor, key: Tensor, value: "Tensor | None") -> tuple[Tensor, dict[str, Tensor]]:
+        # The annotations are strings: PyTorch 2.6 cannot compile a union or a generic type made inside forward.
+        def run(query: Tensor, key: Tensor, value: "Tensor | None") -> "tuple[Tensor, dict[str, Tensor]]":
             return pooling.attend(
                 query,
                 key,

@@ -335,7 +335,7 @@ def _describe(
     average = first.mean(dim=1)
     info = {"attention_weights": average, "empty": ~present.any(dim=-1)}
     if masking is not None:
-        info |= masking.describe(average, present, drop)
+        info.update(masking.describe(average, present, drop))
         info["head_entropy"] = PF.entropy(first).mean(dim=1)
     info["masked_attention_weights"] = attention.mean(dim=1).detach()
     info["drop"] = drop

@@ -22,6 +22,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d.*)?|\d{1,2}[/.]\d{1,2}[/.]\d{
 _ID_NAME = re.compile(r"(.*[_\s-])?(id|uid|uuid|guid|key|index|idx)|unnamed.*|", re.IGNORECASE)
 _CAMEL_ID = re.compile(r".*[a-z]I[dD]")
 _MOST = 0.8
+_DISTINCT = 0.98  # an id column may hold a few duplicates: they are counted
 _MAGIC_SOUND = (b"fLaC", b"OggS", b"ID3", b"FORM")
 
 
@@ -78,8 +79,9 @@ def guess_kind(name: str, cells: Sequence[Any], folder: Path | None) -> Guess:
 def _numbers(name: str, values: np.ndarray, distinct: int, count: int) -> Guess:
     if distinct == 1:
         return Guess("constant", 1, "one value everywhere")
-    if distinct == count and count >= 5 and (named_like_an_id(name) or (np.diff(values) == 1).all()):
-        return Guess("id", distinct, "distinct numbers, by name or by counting up")
+    named = named_like_an_id(name) and distinct >= _DISTINCT * count
+    if count >= 5 and (named or (distinct == count and (np.diff(values) == 1).all())):
+        return Guess("id", distinct, "distinct numbers, by name or because they count up")
     if named_like_an_id(name) and (values == np.round(values)).all():
         return Guess("code", distinct, "named like an id, and repeats")
     return Guess("numeric", distinct, "numbers")
@@ -95,7 +97,7 @@ def _words(name: str, full: Sequence[str], distinct: int) -> Guess:
     length = sum(map(len, full)) / count
     few = distinct <= max(20, 0.05 * count)
     if named_like_an_id(name) and words < 1.5:
-        return Guess("id" if distinct == count else "code", distinct, "named like an id")
+        return Guess("id" if distinct >= _DISTINCT * count else "code", distinct, "named like an id")
     if (words >= 2 or length > 40) and distinct > 0.3 * count and not (few and words < 4 and distinct < 0.5 * count):
         return Guess("text", distinct, f"{words:.1f} words a cell, {distinct} of {count} different")
     if few or distinct <= 0.5 * count:

@@ -78,9 +78,7 @@ class Proposal:
             out.append(f"  {c['name']:<{wide}}  {c['kind']:<11} {c['filled']:>5.0%} filled  {c['role']}")
         out += ["", "inputs:"]
         for m in self.modalities:
-            out.append(
-                f"  {m['name']} ({m['type']}): absent in {m['absent']} of {self.rows} rows ({m['absent_share']:.1%})"
-            )
+            out.append(f"  {m['name']} ({m['type']}): absent in {m['absent']} rows ({m['absent_share']:.1%})")
         out += ["", "present together:"]
         out += [f"  {names or '(nothing)'}: {n} ({n / max(self.rows, 1):.1%})" for names, n in self.patterns.items()]
         out += [
@@ -230,9 +228,7 @@ def _leaks(
         if roles.get(name, "").startswith("input") and guess.kind == "categorical":
             pairs = {(a, b) for a, b in zip(sample[name], sample[targets[0]], strict=True) if None not in (a, b)}
             if len(pairs) > 1 and len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs):
-                notes.append(
-                    f"column {name!r} stands for the target one to one; remove it if it is known only afterwards"
-                )
+                notes.append(f"column {name!r} tells the target one to one; remove it if it is known only afterwards")
     return notes
 
 

@@ -30,7 +30,7 @@ def entropy(weights: Tensor) -> Tensor:
     """Shannon entropy in nats over the last axis, ``H = -sum w ln w`` with ``0 ln 0 = 0``.
 
     Zeros are replaced *before* the logarithm, so the gradient is finite for one-hot rows and for weights of slots that
-    were masked with ``-inf`` (``torch.xlogy`` and ``torch.special.entr`` give NaN or infinity there).
+    were masked with ``-inf`` (``torch.xlogy`` and ``torch.special.entr`` give NaN or infinity there). NaN stays NaN.
 
     Shape:
         - weights: ``(..., M)``, non-negative, rows sum to 1 (a row of zeros has entropy 0).
@@ -41,9 +41,8 @@ def entropy(weights: Tensor) -> Tensor:
         tensor([0.6931, 0.0000])
     """
     weights = at_least_float32(weights)
-    positive = weights > 0
-    logs = torch.where(positive, weights, 1.0).log()
-    return (0.0 - (torch.where(positive, weights, 0.0) * logs).sum(dim=-1)).clamp(min=0.0)  # 0 - x: never -0.0
+    logs = torch.where(weights == 0, 1.0, weights).log()
+    return (0.0 - (weights * logs).sum(dim=-1)).clamp(min=0.0)  # 0 - x: never -0.0
 
 
 def max_entropy(count: Tensor) -> Tensor:
@@ -200,7 +199,10 @@ def sample_drop(
     size = probability.shape[-1]
     if size <= min_active:
         return torch.zeros_like(present)
-    uniform = torch.rand(probability.shape, generator=generator, device=probability.device, dtype=probability.dtype)
+    if generator is None:  # its keyword, even None, keeps PyTorch 2.6 from compiling a dynamic batch
+        uniform = torch.rand_like(probability)
+    else:
+        uniform = torch.rand(probability.shape, generator=generator, device=probability.device, dtype=probability.dtype)
     rank = uniform / probability.clamp(min=torch.finfo(probability.dtype).tiny)  # >= 1 where kept anyway
     rank = rank.masked_fill(~present, -1.0)
     if min_active == 1:

@@ -141,7 +141,7 @@ class EntropyGate(nn.Module):
         info = {"attention_weights": first, "empty": ~here.any(dim=-1)}
         if masking is not None:
             described = masking.describe(first[:, None], here, here & ~kept)
-            info |= {name: x.squeeze(1) for name, x in described.items()}
+            info.update({name: x.squeeze(1) for name, x in described.items()})
         info["masked_attention_weights"] = weights.detach()
         info["drop"] = here & ~kept
         return fused, info

@@ -135,8 +135,11 @@ class TrainConfig(_Frozen):
     patience: Int | None = Field(
         default=5, ge=1, description="evaluations without a better validation loss before training stops; null: never"
     )
-    evaluations: Int = Field(
-        default=20, ge=1, description="evaluations on the validation rows, evenly spread over the run"
+    evaluations: Int | None = Field(
+        default=None,
+        ge=1,
+        description="evaluations on the validation rows, evenly spread over the run; default: 20, in a short run fewer "
+        "(20 steps apart)",
     )
     seed: Int = Field(default=0, ge=0, description="seed of the weights and of every draw")
     threads: Int | None = Field(default=None, ge=1, description="threads of PyTorch; default: as PyTorch finds them")

@@ -93,6 +93,8 @@ def in_child(action: Callable[[], Any]) -> int:
             code = 0
         except KeyboardInterrupt:
             code = 130
+        except SystemExit as error:
+            code = error.code
         finally:
             os._exit(code)
     return pid
@@ -212,6 +214,7 @@ def main(folder: Path) -> None:
         "between the best weights and the checkpoint": (at_write(2, "best.safetensors", before=False), -9),
         "half a line of metrics": (half_a_line, -9),
         "Ctrl-C": (at_step(9, interrupt_self), 130),
+        "SIGTERM": (at_step(15, lambda: os.kill(os.getpid(), signal.SIGTERM)), 143),
     }
     for number, (case, (plan, expected)) in enumerate(cases.items()):
         run_dir = folder / str(number)

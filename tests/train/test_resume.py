@@ -29,6 +29,7 @@ MOMENTS = (
     "between the best weights and the checkpoint",
     "half a line of metrics",
     "Ctrl-C",
+    "SIGTERM",
 )
 
 
@@ -59,6 +60,7 @@ def test_a_killed_run_ends_with_the_same_bits(driven: dict[str, dict[str, Any]],
 
 def test_ctrl_c_leaves_a_checkpoint_of_that_very_step(driven: dict[str, dict[str, Any]]) -> None:
     assert driven["Ctrl-C"]["saved"] == 10  # interrupted in the step after nine
+    assert driven["SIGTERM"]["saved"] == 16
     assert driven["in the middle of an epoch"]["saved"] == 16
 
 

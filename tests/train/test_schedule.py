@@ -54,6 +54,11 @@ def test_evaluations_are_spread_and_end_with_the_last_step(total: int, times: in
     assert max(gaps) <= math.ceil(total / min(total, times))
 
 
+@pytest.mark.parametrize(("total", "expected"), [(1, 1), (39, 1), (40, 2), (150, 7), (5000, 20)])
+def test_short_runs_are_evaluated_less_often(total: int, expected: int) -> None:
+    assert len(evaluation_steps(total, None)) == expected
+
+
 @pytest.mark.parametrize("name", sorted(FUSIONS))
 def test_norms_biases_and_tokens_do_not_decay(name: str) -> None:
     fusion = FUSIONS[name](("a", "b"), embed_dim=6)

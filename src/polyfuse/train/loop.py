@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,7 @@ def fit(
         UserError: If ``run_dir`` holds a run and ``resume`` is off, if its checkpoint belongs to other settings or
             data, or if the loss stops being a number.
         KeyboardInterrupt: On Ctrl-C, after the step in hand is done and a checkpoint is written.
+        SystemExit: On SIGTERM, likewise.
     """
     if train.target is None or len(train) == 0:
         raise UserError("training needs rows with a target, got none")
@@ -223,7 +224,7 @@ class _Loop:
                     self._save()
                     saved = time.perf_counter()
                 if interrupt.asked and not state.finished:
-                    raise KeyboardInterrupt
+                    interrupt.end()
                 state.seconds = time.perf_counter() - started
         return self._finish()
 
@@ -398,27 +399,33 @@ class _Loop:
 
 
 class _Interrupt(contextlib.AbstractContextManager["_Interrupt"]):
-    """Turns the first Ctrl-C into ``asked``, so that a step is never cut in half; the second one ends at once."""
+    """Turns the first Ctrl-C or SIGTERM into ``asked``, so that no step is cut in half; the second one ends at once."""
 
     def __init__(self, enabled: bool) -> None:
         # Python takes signals in the main thread only.
         self.enabled = enabled and threading.current_thread() is threading.main_thread()
-        self.asked = False
-        self._before: Any = None
+        self.asked = 0
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "_Interrupt":
         if self.enabled:
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *details: object) -> None:
-        if self.enabled:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def end(self) -> NoReturn:
+        """Leave as the signal would have."""
+        if self.asked == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+        again, self.asked = bool(self.asked), number
+        if again:
+            self.end()
 
 
 def _fingerprint(config: "TrainConfig", masking: Masking, task: str, train: Batch, world_size: int) -> dict[str, Any]:

@@ -33,13 +33,16 @@ def learning_rate(step: int, total: int, peak: float, warmup: float = 0.1, floor
     return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def evaluation_steps(total: int, times: int) -> frozenset[int]:
+def evaluation_steps(total: int, times: int | None) -> frozenset[int]:
     """The counts of done steps after which to evaluate: ``times`` of them evenly spread, the last step always one.
+
+    Without ``times`` there are 20, or in a short run as many as leaves 20 steps between them.
 
     Example:
         >>> sorted(evaluation_steps(10, 4))
         [2, 5, 8, 10]
     """
+    times = min(20, total // 20) if times is None else times
     times = max(min(times, total), 1)
     return frozenset(
         -(-total * i // times) if i == times else round(total * i / times) for i in range(1, times + 1)

@@ -1,6 +1,6 @@
 """The number that decides when to stop: validation loss averaged over the subsets of inputs.
 
-Shapes: N rows, M modalities, S subsets. Masks: True = present.
+Shapes: N rows, M modalities, S subsets, P pairs of a subset and a row that has it. Masks: True = present.
 """
 
 import itertools
@@ -70,7 +70,10 @@ class SubsetLoss:
         valid_SN = (table.present[None] | ~self.subsets[:, None]).all(dim=2)
         has_rows = valid_SN.any(dim=1)
         self.subsets = self.subsets[has_rows]
-        self._rows = [valid[mine].nonzero()[:, 0].to(self.device) for valid in valid_SN[has_rows]]
+        # Every (subset, row) pair of this process, in long batches: one pass each instead of one per subset.
+        subset_P, row_P = valid_SN[has_rows][:, mine].nonzero(as_tuple=True)
+        self._subset_P, self._row_P = subset_P.to(self.device), row_P.to(self.device)
+        self._present_PM = self.subsets[subset_P].to(self.device)
         self.counts = valid_SN[has_rows].sum(dim=1).double()
         self._target = table.target[mine].to(self.device)
 
@@ -88,11 +91,12 @@ class SubsetLoss:
                 batch = self.table.rows(index).to(self.device)
                 parts.append(encode(batch.inputs, batch.present))
             embeddings = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            for s, (subset, valid) in enumerate(zip(self.subsets.to(self.device), self._rows, strict=True)):
-                for rows in valid.split(self.batch_size):
-                    chosen = {name: x[rows] for name, x in embeddings.items()}
-                    logits = fuse(chosen, subset.expand(len(rows), -1)).logits
-                    totals[s] += task_loss(self.task, logits, self._target[rows], reduction="none").double().sum()
+            for start in range(0, len(self._row_P), self.batch_size):
+                pairs = slice(start, start + self.batch_size)
+                rows = self._row_P[pairs]
+                logits = fuse({name: x[rows] for name, x in embeddings.items()}, self._present_PM[pairs]).logits
+                losses = task_loss(self.task, logits, self._target[rows], reduction="none")
+                totals.index_add_(0, self._subset_P[pairs], losses.double())
         return totals
 
     def reduce(self, totals: Tensor) -> dict[str, float]:

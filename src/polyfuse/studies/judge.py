@@ -16,7 +16,7 @@ from polyfuse.evaluate.corruptions import corruption_records
 from polyfuse.evaluate.records import Record, own_record, records, reliability_records
 from polyfuse.evaluate.subsets import subsets_of
 from polyfuse.evaluate.sweep import sweep
-from polyfuse.evaluate.table import Calibrator, drop_curve, row_means, violation_rate
+from polyfuse.evaluate.table import Calibrator, drop_curve, row_losses, violation_rate
 from polyfuse.report.records import (
     Bin,
     CorruptionRecord,
@@ -45,9 +45,8 @@ class Judgement:
         curve: ``(rate, primary metric)``.
         corruption: One flat record per corruption and modality.
         reliability: Diagrams per subset and stage.
-        losses: ``(N,)`` mean loss of each row over its subsets (error, Hamming or squared error); NaN without any.
-            ``evaluate.intervals.paired_difference`` compares two arms by them.
-        nll: ``(N,)`` the same of the negative log-likelihood, after calibration where there is one.
+        subsets: ``(S, M)`` bool, the order of ``losses``.
+        losses: ``(S, N)`` loss of every row on every subset (error, Hamming or squared error); NaN where it lacks one.
     """
 
     records: list[Record]
@@ -56,8 +55,8 @@ class Judgement:
     curve: list[tuple[float, float]]
     corruption: list[Record]
     reliability: list[Record]
-    losses: NDArray[np.float64]
-    nll: NDArray[np.float64]
+    subsets: NDArray[np.bool_]
+    losses: NDArray[np.float32]
 
     def add_to(self, report: ReportData, arm: str, seed: int, *, reliability: bool = True) -> None:
         """Append everything to a report under ``arm`` and ``seed``."""
@@ -128,8 +127,8 @@ def judge(
         curve=[(point["rate"], point[primary]) for point in curve],
         corruption=broken,
         reliability=reliability_records(swept, task, calibration, bins=evaluate.bins),
-        losses=row_means(swept, task),
-        nll=row_means(swept, task, "nll", calibration),
+        subsets=masks,
+        losses=row_losses(swept, task).astype(np.float32),
     )
 
 

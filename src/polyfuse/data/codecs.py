@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -43,6 +44,11 @@ class Reading:
     allow_outside: bool = False
     max_pixels: int = 50_000_000
     pool: ThreadPoolExecutor | None = None
+
+    @cached_property
+    def root(self) -> str | None:
+        """``folder`` with its own links resolved."""
+        return None if self.folder is None else os.path.realpath(self.folder)
 
 
 class Encoding(NamedTuple):
@@ -159,7 +165,7 @@ def find_file(cell: str, reading: Reading) -> str:
     """
     if "://" in cell[:12]:
         raise Broken("web address", "files are read from the table's folder, never fetched")
-    root = None if reading.folder is None else os.path.realpath(reading.folder)
+    root = reading.root
     try:
         if root is None and not (reading.allow_outside and os.path.isabs(cell)):
             raise Broken("outside the folder", "no folder is open to read from")
@@ -244,12 +250,13 @@ def codec_types() -> dict[str, type[Codec]]:
     """Every codec class by the name it is saved under."""
     from polyfuse.data.codecs_array import SeriesCodec, VectorCodec
     from polyfuse.data.codecs_audio import AudioCodec
+    from polyfuse.data.codecs_frozen import FrozenCodec
     from polyfuse.data.codecs_image import ImageCodec
     from polyfuse.data.codecs_tabular import TabularCodec
     from polyfuse.data.codecs_text import TextCodec
 
     classes: tuple[type[Codec], ...] = (
-        ImageCodec, TextCodec, AudioCodec, TabularCodec, SeriesCodec, VectorCodec,
+        ImageCodec, TextCodec, AudioCodec, TabularCodec, SeriesCodec, VectorCodec, FrozenCodec,
     )  # fmt: skip
     return {cls.type: cls for cls in classes}
 

@@ -117,13 +117,35 @@ def test_reordering_the_table_moves_no_row_to_another_split(tmp_path: Path, name
 
 
 def test_rows_of_equal_content_share_a_split_and_keep_their_own_draws(tmp_path: Path) -> None:
-    table = rows(60) * 2
-    found = make(tmp_path, [{**row, "id": str(i)} for i, row in enumerate(table)])
+    table = rows(200)
+    for i, row in enumerate(table):
+        row["title"] += f" number {i}"
+    table += [dict(row) for row in table[:15]]
+    found = make(tmp_path, table)
     where = {row: name for name, numbers in found.rows.items() for row in numbers}
-    assert all(where[i] == where[i + 60] for i in range(60) if i in where)
-    assert found.problems.counts["row", "duplicate of an earlier row"] >= 60
+    assert all(where[i] == where[i + 200] for i in range(15))
+    assert found.problems.counts["row", "copy of an earlier row"] == 15
     keys = torch.cat([found.train.keys, found.validation.keys, found.test.keys])
     assert keys.unique().numel() == len(keys)
+
+
+def test_rows_that_are_equal_by_chance_are_not_kept_together(tmp_path: Path) -> None:
+    table = [{"brand": "xyz"[i % 3], "label": "ab"[i // 3 % 2]} for i in range(120)]
+    found = make(tmp_path, table, modalities={"specs": {"type": "tabular", "columns": ["brand"]}})
+    assert found.summary["splits"] == {"train": 84, "validation": 18, "test": 18}
+    assert not found.problems
+    keys = torch.cat([found.train.keys, found.validation.keys, found.test.keys])
+    assert keys.unique().numel() == 120
+
+
+def test_null_words_are_a_choice_but_the_empty_cell_is_not(tmp_path: Path) -> None:
+    table = [{"brand": ["NA", "SA", ""][i % 3], "label": ["None", "b"][i % 2]} for i in range(120)]
+    changes: Row = {"modalities": {"specs": {"type": "tabular", "columns": ["brand"]}}, "null_values": []}
+    found = make(tmp_path, table, **changes)
+    assert found.encoder.target.classes == ("None", "b")
+    codec: Any = found.encoder.codecs["specs"]
+    assert codec.categorical == {"brand": ["NA", "SA"]}
+    assert found.summary["without_input"] == 40
 
 
 def test_groups_do_not_leak_and_are_handed_on(tmp_path: Path) -> None:

@@ -211,6 +211,18 @@ def test_files_inside_parquet_and_odd_names(tmp_path: Path) -> None:
     assert found.train.present.all()
 
 
+def test_words_read_as_empty_are_named(tmp_path: Path) -> None:
+    table = [{"region": ["NA", "EU", "", "AS"][i % 4], "x": i / 3, "y": "ab"[i % 2]} for i in range(40)]
+    notes = propose(write(tmp_path, table), target="y").notes
+    assert notes == ["column 'region': 10 x 'NA' read as empty; if that is a value, set data.null_values"]
+
+
+def test_a_wrong_folder_is_foretold(tmp_path: Path) -> None:
+    table = [{"photo": f"{i}.png", "x": i / 3, "y": "ab"[i % 2]} for i in range(30)]
+    notes = propose(write(tmp_path, table), target="y").notes
+    assert "photo: 30 of the first 30 files are broken; training refuses more than data.max_bad_fraction = 0.1" in notes
+
+
 def test_web_addresses_are_no_files(tmp_path: Path) -> None:
     table = [{"photo": f"https://example.org/{i}.jpg", "x": i / 3, "y": "ab"[i % 2]} for i in range(30)]
     proposal = propose(write(tmp_path, table), target="y")

@@ -239,6 +239,12 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         read(write(tmp_path, 'a,b\n1,2\n3,"' + "x\n" * 20_000))
 
 
+def test_a_json_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyfuse.data.table._LONGEST_LINE", 100)
+    with pytest.raises(UserError, match="line 2 is longer than 64 MiB; is this JSON Lines"):
+        read(write(tmp_path, '{"a": 1}\n{"a": "' + "x" * 200 + '"}\n', "t.jsonl"))
+
+
 def test_reading_streams(tmp_path: Path) -> None:
     """The first chunk of a table comes before its last byte is read."""
     path = write(tmp_path, "a,b\n" + "1,2\n" * 400_000 + '3,"open\n')

@@ -24,6 +24,7 @@ from polyfuse.errors import UserError
 
 __all__ = ["Encoded", "Prepared", "TableEncoder", "prepare"]
 _HELD_BYTES = 256 << 20  # the text of a table up to here is kept, a larger one is read again at each pass
+_COPIES = 0.1  # rows without an id that repeat others: up to this share they are copies and stay in one split
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class _Source:
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self.path = Path(config.table)
-        self.nulls = frozenset(config.null_values)
+        self.nulls = config.nulls
         scale = 8 if self.path.suffix == ".gz" else 1
         self.held: list[Chunk] | None = None
         self.small = self.path.stat().st_size * scale <= _HELD_BYTES
@@ -111,6 +112,7 @@ def _digest(raw: bytes) -> str:
 
 def _overview(source: _Source, config: DataConfig, problems: Problems) -> _Overview:
     seen: Counter[str] = Counter()
+    copies: list[int] = []
     view = _Overview({name: [] for name in config.target_columns})
     for chunk in source:
         for row, reason in chunk.bad_rows:
@@ -133,10 +135,17 @@ def _overview(source: _Source, config: DataConfig, problems: Problems) -> _Overv
             seen[name] += 1
             view.ids.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
             if seen[name] > 1 and i not in bad:
-                kind = "duplicate id" if config.id is not None else "duplicate of an earlier row"
-                problems.add("row", kind, chunk.first_row + i, name if config.id is not None else "")
+                if config.id is not None:
+                    problems.add("row", "duplicate id", chunk.first_row + i, name)
+                else:
+                    copies.append(chunk.first_row + i)
         view.split += chunk.columns[config.split.column] if config.split.column else []
         view.group += chunk.columns[config.split.group] if config.split.group else []
+    if len(copies) > _COPIES * len(view.ids):
+        view.units = view.ids  # rows of so little content are equal by chance, not copies of each other
+    else:
+        for row in copies:
+            problems.add("row", "copy of an earlier row", row)
     return view
 
 

@@ -114,15 +114,17 @@ def propose(path: Path | str, target: str | Sequence[str] | None = None, *, deli
     targets = [target] if isinstance(target, str) else list(target or ())
     check_columns(targets, header, path.name)
     sample: dict[str, list[Any]] = {name: [] for name in header}
+    words: dict[str, Counter[str]] = {name: Counter() for name in header}
     for chunk in read_chunks(path, delimiter=delimiter):
         for name in header:
             sample[name] += clean(chunk.columns[name], _NULLS)
+            words[name].update(cell for cell in chunk.columns[name] if type(cell) is str and cell.strip() in _NULLS)
         if len(sample[header[0]]) >= SAMPLE:
             break
     if not any(sample.values()):
         raise UserError(f"table '{path.name}' has no row below its header")
-    notes: list[str] = []
     guesses = {name: guess_kind(name, cells, path.parent) for name, cells in sample.items()}
+    notes = _null_words({name: count for name, count in words.items() if guesses[name].kind != "numeric"})
     if not targets:
         targets = [_likely_target(header, guesses, sample)]
         notes.append(f"target: {targets[0]!r} is a guess; --target COLUMN names another")
@@ -145,6 +147,16 @@ def propose(path: Path | str, target: str | Sequence[str] | None = None, *, deli
         plain["separator"] = separator
     notes += _leaks(targets, guesses, roles, sample)
     return _count(validate(DataConfig, plain, "data."), guesses, sample, roles, notes)
+
+
+def _null_words(words: dict[str, Counter[str]]) -> list[str]:
+    """Words that are read as empty, by column."""
+    notes = []
+    for name, count in words.items():
+        found = [f"{n} x {word!r}" for word, n in count.most_common(3) if word.strip()]
+        if found:
+            notes.append(f"column {name!r}: {', '.join(found)} read as empty; if that is a value, set data.null_values")
+    return notes
 
 
 def _likely_target(header: Sequence[str], guesses: dict[str, Guess], sample: dict[str, list[Any]]) -> str:
@@ -291,6 +303,12 @@ def _count(
         }
         for name, guess in guesses.items()
     ]
+    for name, looked in tally.looked.items():
+        if problems.broken(name) > config.max_bad_fraction * looked:
+            notes.append(
+                f"{name}: {problems.broken(name)} of the first {looked} files are broken; training refuses more than "
+                f"data.max_bad_fraction = {config.max_bad_fraction:g}"
+            )
     found = _describe_target(config, target)
     settled = config.model_copy(update={"task": found["task"]})
     return Proposal(settled, tally.rows, columns_out, modalities, patterns, found, notes, problems)

@@ -194,6 +194,11 @@ class DataConfig(_Frozen):
         return self
 
     @property
+    def nulls(self) -> frozenset[str]:
+        """Cells that mean empty; the empty string always does."""
+        return frozenset(("", *self.null_values))
+
+    @property
     def target_columns(self) -> tuple[str, ...]:
         """The target's columns, one or several."""
         return (self.target,) if isinstance(self.target, str) else self.target

@@ -251,6 +251,8 @@ def _json_records(path: Path) -> Iterator[dict[str, Any] | str]:
                 line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.lstrip()[:1] == b"[":
                     raise UserError(f"table '{path.name}' is one JSON array; JSON Lines has one object per line")
+            if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+                raise UserError(f"table '{path.name}': line {number} is longer than 64 MiB; is this JSON Lines?")
             if not line.strip():
                 continue
             try:

@@ -61,9 +61,6 @@ class TableEncoder:
     target_codec: TargetCodec
     notes: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._nulls = frozenset(self.config.null_values)
-
     @property
     def modalities(self) -> tuple[str, ...]:
         """Names, in the column order of ``present``."""
@@ -131,8 +128,8 @@ class TableEncoder:
 
     def clean(self, chunk: Chunk) -> Chunk:
         """The chunk with null words as None in the columns this encoder reads."""
-        wanted = self.config.used_columns
-        columns = {name: clean(chunk.columns[name], self._nulls) for name in wanted if name in chunk.columns}
+        wanted, nulls = self.config.used_columns, self.config.nulls
+        columns = {name: clean(chunk.columns[name], nulls) for name in wanted if name in chunk.columns}
         return replace(chunk, columns=columns)
 
     def ids(self, chunk: Chunk, rows: Sequence[int]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 warnings.simplefilter("ignore")
+sys.modules["torchmetrics"] = None  # Fabric imports it for seconds where it is installed, and does not need it
 
 from polyfuse.config import EncoderConfig, ModelConfig, TrainConfig  # noqa: E402
 from polyfuse.data.batch import Batch  # noqa: E402

@@ -147,6 +147,7 @@ def answers(model: FusionModel, batch: Batch, target: TargetSpec, calibration: C
     logits = model(batch.inputs, batch.present).logits.float().numpy()
     present = batch.present.numpy()
     empty = ~present.any(axis=1)
+    sets: NDArray[Any] | None
     if calibration is None:
         probs, sets, abstain = probabilities(target.task, logits), None, empty
     else:

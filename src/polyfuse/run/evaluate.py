@@ -11,11 +11,11 @@ from polyfuse.data.encode import TableEncoder, prepare
 from polyfuse.data.problems import Problems
 from polyfuse.data.table import read_chunks
 from polyfuse.errors import UserError
-from polyfuse.report.records import Oracle, ReportData
+from polyfuse.report.records import ReportData
 from polyfuse.run.folder import Run, load
 from polyfuse.run.reports import console_text, data_summary, run_report, write_all
 from polyfuse.run.source import Say, quiet
-from polyfuse.studies.compare import train_oracles
+from polyfuse.studies.compare import Task, oracle_plan, train_oracles
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,15 @@ def evaluate_run(
         report.data = dataclasses.replace(data_summary(config, prepared), name=table.name)
     if oracles:
         say("training one model per combination of inputs")
-        found = train_oracles(
+        task = Task(
             prepared.train,
             prepared.validation,
             prepared.test if len(prepared.test) else prepared.validation,
             prepared.encoder.specs,
             prepared.encoder.target,
-            config.model,
-            config.train,
-            seeds=(config.train.seed,),
             evaluate=config.evaluate,
         )
-        report.oracles = [Oracle(subset, seed, value) for subset, seed, value in found]
+        report.oracles = train_oracles(task, oracle_plan(config.model, config.train), (config.train.seed,))
     report.seconds = time.perf_counter() - started
     folder.mkdir(parents=True, exist_ok=True)
     write_all(report, folder)

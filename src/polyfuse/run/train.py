@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyfuse.calibrate import Calibration, prior_logits
 from polyfuse.config import RunConfig, load_config, save_config
 from polyfuse.data.encode import Prepared, prepare
-from polyfuse.data.keyed import key_of
 from polyfuse.errors import UserError
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.report.records import ReportData
 from polyfuse.run import folder as place
 from polyfuse.run.reports import run_report, write_all
 from polyfuse.run.source import Say, quiet, resolve
+from polyfuse.studies.judge import fit_calibration
 from polyfuse.train.build import build_model, parameter_count
 from polyfuse.train.devices import make_fabric
 from polyfuse.train.loop import FitResult, fit
@@ -132,39 +131,21 @@ def finish(
     config: RunConfig, folder: Path, prepared: Prepared, model: FusionModel, result: FitResult, started: float
 ) -> ReportData:
     """Calibrate on validation rows, judge on test rows, write the report."""
-    calibration = calibrate(config, prepared, model)
+    calibration = fit_calibration(
+        model,
+        prepared.train,
+        prepared.validation,
+        prepared.encoder.target.task,
+        config.calibrate,
+        None if prepared.groups is None else prepared.groups["validation"],
+        config.evaluate.batch_size,
+    )
     if calibration is not None:
         place.write_json(folder / place.CALIBRATION, calibration.to_dict())
     report = run_report(config, folder, prepared, model, calibration, result)
     report.seconds = time.perf_counter() - started
     write_all(report, folder)
     return report
-
-
-def calibrate(config: RunConfig, prepared: Prepared, model: FusionModel) -> Calibration | None:
-    """Temperature, conformal sets and abstention per combination of inputs; None if switched off or without rows."""
-    from polyfuse.evaluate.sweep import sweep
-
-    if not config.calibrate.enabled or not len(prepared.validation):
-        return None
-    target = prepared.encoder.target
-    swept = sweep(model, prepared.validation, task=target.task, batch_size=config.evaluate.batch_size)
-    outputs = swept.logits.shape[2]
-    train_target = prepared.train.target
-    return Calibration.fit(
-        swept,
-        target.task,
-        alpha=config.calibrate.alpha,
-        risk=config.calibrate.risk,
-        ordered=config.calibrate.ordered,
-        prior=None if train_target is None else prior_logits(target.task, train_target.numpy(), outputs),
-        groups=group_keys(prepared, "validation"),
-    )
-
-
-def group_keys(prepared: Prepared, split: str) -> Any:
-    """``(N,)`` int64 key of each row's group; None where the schema names no group column."""
-    return None if prepared.groups is None else key_of(prepared.groups[split]).numpy()
 
 
 def _prepare(config: RunConfig, folder: Path, say: Say) -> Prepared:

@@ -1,1 +1,1 @@
-"""studies"""
+"""Reproducible comparisons: the protocol is code, the numbers are a report."""

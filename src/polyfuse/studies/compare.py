@@ -18,18 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from polyfuse.calibrate import Calibration, prior_logits
+from polyfuse.calibrate import Calibration
 from polyfuse.config import CalibrateConfig, EvaluateConfig, ModelConfig, TrainConfig
 from polyfuse.data.batch import Batch
 from polyfuse.data.corrupt import fit_scales
-from polyfuse.data.keyed import key_of
 from polyfuse.data.spec import ModalitySpec, TargetSpec
 from polyfuse.evaluate.baselines import gradient_boosting, presence_only
-from polyfuse.evaluate.intervals import paired_difference
+from polyfuse.evaluate.intervals import paired_difference, paired_statistic
 from polyfuse.evaluate.subsets import all_subsets
-from polyfuse.evaluate.sweep import sweep
 from polyfuse.report.records import Arm, Metric, Oracle, Paired, ReportData, ordered_subset
-from polyfuse.studies.judge import Judgement, judge
+from polyfuse.studies.judge import Judgement, fit_calibration, judge
 from polyfuse.train.build import build_model, parameter_count
 from polyfuse.train.features import embed, feature_specs, fit_encoders
 from polyfuse.train.loop import fit
@@ -77,8 +75,8 @@ class Plan:
         kind: As in ``report.records.Arm``.
         model: Its settings.
         train: Its loop; the seed is set per run.
-        tries: Settings tried on validation with the first seed, each ``{"model.modality_dropout": 0.5, "train.lr": 1e-3}``; the
-            best by validation loss runs with every seed.
+        tries: Settings tried on validation with the first seed, such as ``{"model.modality_dropout": 0.5}``; the best
+            by validation loss runs with every seed.
         uses: The one modality of a unimodal arm; empty = all.
         baseline: ``presence_only`` or ``gradient_boosting`` instead of a model.
         note: One sentence for the report.
@@ -258,7 +256,7 @@ def _train_and_judge(task: Task, plan: Plan, settings: Mapping[str, Any], judged
     )
     judgement = None
     if judged:
-        calibration = calibrate(model, replace(task, train=train, validation=validation), plan.uses)
+        calibration = _calibrate(model, replace(task, train=train, validation=validation), plan.uses)
         judgement = judge(
             model,
             test,
@@ -300,25 +298,10 @@ def _model(plan: Plan, specs: Mapping[str, ModalitySpec], task: Task) -> nn.Modu
     return build_model(specs, task.target, plan.model, seed=plan.train.seed, encoders=encoders)
 
 
-def calibrate(model: Any, task: Task, uses: Sequence[str] = ()) -> Calibration | None:
-    """Calibrate on a task's validation rows; None where it is switched off or there are none."""
-    kind = task.target.task
-    if not task.calibrate.enabled or not len(task.validation):
-        return None
-    swept = sweep(model, task.validation, task=kind, batch_size=task.evaluate.batch_size)
-    groups = None
-    if task.groups is not None and not uses:
-        groups = key_of(list(task.groups["validation"])).numpy()
-    return Calibration.fit(
-        swept,
-        kind,
-        alpha=task.calibrate.alpha,
-        risk=task.calibrate.risk,
-        ordered=task.calibrate.ordered,
-        prior=None
-        if task.train.target is None
-        else prior_logits(kind, task.train.target.numpy(), swept.logits.shape[2]),
-        groups=groups,
+def _calibrate(model: Any, task: Task, uses: Sequence[str] = ()) -> Calibration | None:
+    groups = task.groups["validation"] if task.groups is not None and not uses else None
+    return fit_calibration(
+        model, task.train, task.validation, task.target.task, task.calibrate, groups, task.evaluate.batch_size
     )
 
 
@@ -340,7 +323,7 @@ def _baseline(task: Task, plan: Plan) -> Outcome:
         fitted,
         task.test,
         kind,
-        calibrate(fitted, task),
+        _calibrate(fitted, task),
         evaluate=task.evaluate,
         scale=task.target.std,
         scales=fit_scales(task.train),
@@ -486,7 +469,22 @@ def paired(name: str, ours: Sequence[Outcome], reference: str, theirs: Sequence[
             continue
         found = paired_difference(-unit * x, -unit * y, groups, draws=task.evaluate.bootstrap)
         out.append(Paired(name, reference, metric, found.mean, found.low, found.high, over))
+    if task.target.task == "classification" and len(subsets) > 1:
+        clusters = np.arange(a.shape[-1]) if groups is None else np.asarray(groups)
+        found = paired_statistic(_worst(a), _worst(b), clusters, draws=min(task.evaluate.bootstrap, 500))
+        out.append(Paired(name, reference, metric, found.mean, found.low, found.high, "worst"))
     return out
+
+
+def _worst(losses: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], float]:
+    """Accuracy on the worst subset, mean over seeds, as a function of row weights."""
+    known = ~np.isnan(losses)
+    right = np.where(known, 1.0 - losses, 0.0)
+
+    def statistic(weight: NDArray[np.float64]) -> float:
+        return float(((right @ weight) / np.maximum(known @ weight, 1e-12)).min(axis=1).mean())
+
+    return statistic
 
 
 def _losses(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:

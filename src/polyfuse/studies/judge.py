@@ -3,15 +3,17 @@
 Used by a plain training run (one arm, one seed) and by every comparison (many), so that both say the same things.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from polyfuse.calibrate import Calibration, prior_logits
 from polyfuse.data.batch import Batch
 from polyfuse.data.corrupt import InputScale
+from polyfuse.data.keyed import key_of
 from polyfuse.evaluate.corruptions import corruption_records
 from polyfuse.evaluate.records import Record, own_record, records, reliability_records
 from polyfuse.evaluate.subsets import subsets_of
@@ -31,7 +33,7 @@ from polyfuse.report.records import (
 )
 
 if TYPE_CHECKING:
-    from polyfuse.config import EvaluateConfig
+    from polyfuse.config import CalibrateConfig, EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,40 @@ def judge(
         reliability=reliability_records(swept, task, calibration, bins=evaluate.bins),
         subsets=masks,
         losses=row_losses(swept, task).astype(np.float32),
+    )
+
+
+def fit_calibration(
+    model: Any,
+    train: Batch,
+    validation: Batch,
+    task: str,
+    config: "CalibrateConfig",
+    groups: Sequence[str] | None = None,
+    batch_size: int = 1024,
+) -> Calibration | None:
+    """Calibrate a model on validation rows; None where it is switched off or there are none.
+
+    Args:
+        model: A ``FusionModel`` or a baseline.
+        train: Gives the prior of rows without any input.
+        validation: Rows the model was not trained on.
+        task: classification, multilabel or regression.
+        config: Levels.
+        groups: What each validation row belongs to, kept on one side of the split in halves.
+        batch_size: Rows per encoder call.
+    """
+    if not config.enabled or not len(validation):
+        return None
+    swept = sweep(model, validation, task=task, batch_size=batch_size)
+    return Calibration.fit(
+        swept,
+        task,
+        alpha=config.alpha,
+        risk=config.risk,
+        ordered=config.ordered,
+        prior=None if train.target is None else prior_logits(task, train.target.numpy(), swept.logits.shape[2]),
+        groups=None if groups is None else key_of(list(groups)).numpy(),
     )
 
 

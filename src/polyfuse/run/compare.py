@@ -1,0 +1,147 @@
+"""`polyfuse compare`: several fusions on one table, on the same splits, masks and steps."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyfuse.config import ModelConfig, RunConfig, make_config, save_config
+from polyfuse.data.encode import Prepared, prepare
+from polyfuse.errors import UserError
+from polyfuse.report.records import ReportData
+from polyfuse.run import folder as place
+from polyfuse.run.reports import blank_report, console_text, this_command, write_all
+from polyfuse.run.source import Say, quiet, resolve
+from polyfuse.studies.compare import Plan, Task, cache_features, compare_arms, oracle_plan
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison came to."""
+
+    folder: Path
+    report: ReportData
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "report": str(self.folder / "report.html"),
+            "arms": [dataclasses.asdict(arm) for arm in self.report.arms],
+            "records": [dataclasses.asdict(r) for r in self.report.subset_records],
+            "paired": [dataclasses.asdict(p) for p in self.report.paired],
+        }
+
+    def text(self) -> str:
+        """The table of arms, what it says, where the report is."""
+        return console_text(self.report, self.folder / "report.html")
+
+
+def compare_runs(
+    source: Path,
+    *,
+    overrides: Sequence[str] = (),
+    fusions: Sequence[str] = ("concat", "late", "gated", "aecf"),
+    seeds: int = 5,
+    target: str | None = None,
+    frozen: bool = False,
+    oracles: bool = False,
+    out: Path | None = None,
+    workers: int = 2,
+    say: Say = quiet,
+) -> Compared:
+    """Train every fusion with every seed and report paired differences to the reference arm.
+
+    The reference arm, concat with missing tokens and modality dropout, is always there, and so are two baselines: one
+    that knows only which inputs are present, and gradient boosting on tabular cells and embeddings.
+
+    Args:
+        source: A config, or a table with ``target``.
+        overrides: ``key=value`` settings.
+        fusions: Names; every one is trained with the config's masking.
+        seeds: Seeds per arm, 0 to ``seeds - 1``.
+        target: The column to predict, when ``source`` is a table.
+        frozen: Train the encoders once, alone, and cache their features; the arms then train fusion and head. The
+            spread over seeds covers these only.
+        oracles: Also one model per combination of inputs, for the regret.
+        out: Folder; None = ``runs/compare-NAME-N``.
+        workers: Processes of one thread.
+        say: Told what happens.
+
+    Raises:
+        UserError: For a mistake in what was given.
+    """
+    started = time.perf_counter()
+    if seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {seeds}")
+    config = resolve(source, overrides, target, say)
+    arms = {name: make_config(config, [f"model.fusion={name}"]).model for name in dict.fromkeys(fusions)}
+    folder = place.new_folder(f"compare-{Path(config.data.table).stem}", out)
+    save_config(config, folder / place.CONFIG)
+    place.write_json(folder / place.VERSIONS, place.versions())
+    prepared = prepare(config.data, folder=folder)
+    for line in prepared.lines():
+        say(line)
+    report = blank_report(config, prepared, f"{len(arms)} fusions on {Path(config.data.table).name}")
+    task = _task(config, prepared, frozen, workers, report, say)
+    reference = ModelConfig(**{**config.model.model_dump(), "fusion": "concat", "fusion_args": {}, "corruption": 0.0})
+    train = config.train.model_copy(update={"threads": 1})
+    plans = [
+        Plan(REFERENCE, "concat + dropout (reference)", "reference", reference, train, note="No corruption."),
+        *(Plan(name, name, "arm", model, train) for name, model in arms.items()),
+        Plan("presence_only", "presence only", "baseline", reference, train, baseline="presence_only"),
+        Plan("gradient_boosting", "gradient boosting", "baseline", reference, train, baseline="gradient_boosting"),
+    ]
+    say(f"training {len(arms) + 1} arms x {seeds} seeds in {workers} processes")
+    compare_arms(
+        report,
+        task,
+        plans,
+        seeds=range(seeds),
+        oracles=oracle_plan(reference, train) if oracles else None,
+        workers=workers,
+        say=say,
+    )
+    report.default = "concat" if "concat" in arms else None
+    report.watch = tuple(name for name in ("aecf",) if name in arms)
+    report.commands = [this_command()]
+    report.seconds = time.perf_counter() - started
+    write_all(report, folder)
+    return Compared(folder, report)
+
+
+def _task(config: RunConfig, prepared: Prepared, frozen: bool, workers: int, report: ReportData, say: Say) -> Task:
+    """The rows of a comparison: as they are, or as features of frozen encoders."""
+    train, validation, test = prepared.train, prepared.validation, prepared.test
+    if not len(test):
+        raise UserError("a comparison needs test rows; give data.split.ratios a third share above 0")
+    specs = prepared.encoder.specs
+    if frozen:
+        say("training the encoders, once for all arms")
+        _, (train, validation, test), specs = cache_features(
+            train,
+            validation,
+            test,
+            specs,
+            prepared.encoder.target,
+            config.model,
+            config.train,
+            workers=workers,
+            say=say,
+        )
+        report.protocol.append(
+            "Encoders were trained once, each alone, frozen and cached: the spread over seeds covers heads only."
+        )
+    return Task(
+        train,
+        validation,
+        test,
+        specs,
+        prepared.encoder.target,
+        groups=prepared.groups,
+        evaluate=config.evaluate,
+        calibrate=config.calibrate,
+    )

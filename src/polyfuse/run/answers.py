@@ -153,12 +153,12 @@ def answers(model: FusionModel, batch: Batch, target: TargetSpec, calibration: C
     else:
         found = calibration.apply(logits, present)
         probs, abstain = found.probs, np.asarray(found.abstain, bool) | empty
-        sets = found.intervals if target.task == "regression" else found.sets
+        sets = found.sets if found.intervals is None else found.intervals * target.std + target.mean
     if target.task == "regression":
         mean = probs[:, 0] * target.std + target.mean
         probs = np.stack([mean, np.exp(0.5 * probs[:, 1]) * target.std], axis=1)
-        sets = None if sets is None else np.asarray(sets) * target.std + target.mean
-    return Answers(target, batch.modalities, np.asarray(probs, np.float64), sets, abstain, present)
+    probs = np.asarray(probs, np.float64)
+    return Answers(target, batch.modalities, probs, sets, np.asarray(abstain, np.bool_), present)
 
 
 def answer_batch(model: FusionModel, batch: Batch, target: TargetSpec, calibration: Calibration | None) -> list[Answer]:

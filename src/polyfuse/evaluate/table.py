@@ -120,7 +120,7 @@ def violation_rate(sweep: Sweep, task: str, calibration: Calibrator | None = Non
     for s, mask in enumerate(sweep.subsets):
         for m in np.flatnonzero(mask):
             t = place.get(int(codes[s]) & ~(1 << int(m)))
-            if t is None or not sweep.valid[s].any():
+            if t is None:
                 continue
             valid = sweep.valid[s]
             gap = sure[t][valid] - sure[s][valid]

@@ -83,6 +83,10 @@ def test_series_default_length_is_the_longest() -> None:
     two = fit("series", [[[1, 2]], [[3, None]], [[5, 6], [7, 8]], [[1, 2, 3]]])
     assert two is not None
     assert two.spec.options == {"channels": 2, "length": 2}
+    out = two.encode([[[[None, 4], [None, None]]]], Reading())
+    assert out.parts["mask"].tolist() == [[True, False]]  # a step with one value is a step
+    assert out.parts["values"][0, 0, 0] == 0
+    assert out.parts["values"][0, 0, 1] != 0
 
 
 def test_npy_files(tmp_path: Path) -> None:

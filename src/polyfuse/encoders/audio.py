@@ -18,7 +18,7 @@ _FLOOR = 1e-8  # power of a full-scale sine is about 0.25; 16-bit rounding noise
 class LogMel(nn.Module):
     """Log power in mel bands, in float32 whatever the model's precision.
 
-    Hann window, power spectrum scaled by the window's energy, triangles of height 1 on the HTK mel scale
+    Hann window, power spectrum divided by the window's length and energy, triangles of height 1 on the HTK mel scale
     (mel = 2595 log10(1 + f / 700)), natural logarithm with a floor of 1e-8. Frames are not centred: frame t covers
     samples ``t * hop .. t * hop + window - 1``. No parameter and no buffer: window and triangles are cheap to make.
 
@@ -27,6 +27,9 @@ class LogMel(nn.Module):
         num_mels: Bands F between 20 Hz and half the rate.
         window_seconds: Length of a frame.
         hop_seconds: Distance of two frames.
+
+    Raises:
+        ValueError: If there are so many bands that the lowest would be empty.
     """
 
     def __init__(
@@ -37,29 +40,42 @@ class LogMel(nn.Module):
         self.num_mels = num_mels
         self.window = max(2, round(rate * window_seconds))
         self.hop = max(1, round(rate * hop_seconds))
-        self.n_fft = 2 ** math.ceil(math.log2(self.window))
+        low, high = _mel(20.0), _mel(rate / 2)
+        self.edges = [_hertz(low + (high - low) * k / (num_mels + 1)) for k in range(num_mels + 2)]
+        if self.edges[2] - self.edges[0] <= rate / self.window:
+            raise ValueError(
+                f"num_mels must leave every band a bin of {rate / self.window:.0f} Hz, got {num_mels} at {rate} Hz; "
+                "take fewer"
+            )
 
     def frames(self, samples: int) -> int:
         """Number of frames of a clip of ``samples`` samples: at least 1."""
         return 1 + max(0, samples - self.window) // self.hop
 
     def triangles(self, device: torch.device | None = None) -> Tensor:
-        """``(n_fft // 2 + 1, F)`` filter bank."""
-        low, high = (2595.0 * math.log10(1.0 + hertz / 700.0) for hertz in (20.0, self.rate / 2))
-        mel_edges = torch.linspace(low, high, self.num_mels + 2, device=device)
-        edges = 700.0 * (10.0 ** (mel_edges / 2595.0) - 1.0)
-        hertz = torch.linspace(0.0, self.rate / 2, self.n_fft // 2 + 1, device=device)[:, None]
-        up = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
-        down = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
+        """``(window // 2 + 1, F)`` filter bank."""
+        edges = torch.tensor(self.edges, device=device)
+        bins = torch.arange(self.window // 2 + 1, device=device)[:, None] * (self.rate / self.window)
+        up = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+        down = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
         return torch.minimum(up, down).clamp(min=0.0)
 
     def forward(self, wave: Tensor) -> Tensor:
         """``(B, N)`` in [-1, 1] to ``(B, T, F)`` float32."""
         wave = nn.functional.pad(wave.float(), (0, max(0, self.window - wave.shape[1])))
         hann = torch.hann_window(self.window, device=wave.device)
-        spectrum = torch.fft.rfft(wave.unfold(1, self.window, self.hop) * hann, n=self.n_fft)
-        power = (spectrum.real.square() + spectrum.imag.square()) / hann.square().sum() / self.window
-        return (power @ self.triangles(wave.device)).clamp(min=_FLOOR).log()
+        spectrum = torch.view_as_real(torch.fft.rfft(wave.unfold(1, self.window, self.hop) * hann)).flatten(2)
+        # Real and imaginary parts lie side by side: with every filter row twice, one product squares, adds and weighs.
+        weights = self.triangles(wave.device).repeat_interleave(2, dim=0) / (hann.square().sum() * self.window)
+        return (spectrum * spectrum @ weights).clamp(min=_FLOOR).log()
+
+
+def _mel(hertz: float) -> float:
+    return 2595.0 * math.log10(1.0 + hertz / 700.0)
+
+
+def _hertz(mel: float) -> float:
+    return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
 
 
 class AudioCNN(nn.Module):
@@ -73,7 +89,7 @@ class AudioCNN(nn.Module):
         rate: Samples per second.
         samples: Usual length N in samples; sets only how often the length is halved.
         num_mels: Mel bands F.
-        hidden_dim: Channels of the first stage.
+        hidden_dim: Channels of the first stage; doubled once.
         dropout: On the pooled features.
 
     Example:
@@ -102,7 +118,13 @@ class AudioCNN(nn.Module):
         self.logmel = LogMel(rate, num_mels=num_mels)
         stages = stages_for(self.logmel.frames(samples))
         self.stack = MaskedConvStack(
-            num_mels, embed_dim, hidden_dim=hidden_dim, num_stages=stages, dropout=dropout, **factory
+            num_mels,
+            embed_dim,
+            hidden_dim=hidden_dim,
+            max_dim=2 * hidden_dim,
+            num_stages=stages,
+            dropout=dropout,
+            **factory,
         )
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:

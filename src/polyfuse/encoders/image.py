@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 
 class ImageCNN(nn.Module):
-    """Strided convolutions down to about 4 x 4, one residual block per stage, mean and maximum over the map.
+    """Strided convolutions down to about 4 x 4, one residual block per stage; every stage is pooled.
 
+    The embedding is made of the mean and the maximum over the map of each stage, so that colours and textures (early)
+    count beside shapes (late): with a thousand pictures that is worth more than depth.
     Any side from 16 to 128 pixels: ``size`` sets the stride of the first layer and the number of stages, and pictures
     of other sizes still run. Group norm keeps rows apart.
 
@@ -33,7 +35,7 @@ class ImageCNN(nn.Module):
         embed_dim: int,
         *,
         size: int = 32,
-        hidden_dim: int = 32,
+        hidden_dim: int = 24,
         dropout: float = 0.1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -42,22 +44,26 @@ class ImageCNN(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         stride = 4 if size >= 48 else 2 if size >= 24 else 1
         side = size / stride
-        width = hidden_dim
-        blocks: list[nn.Module] = [_Conv(3, width, kernel_size=stride + 3 - stride % 2, stride=stride, **factory)]
+        width, pooled = hidden_dim, 2 * hidden_dim
+        stem = _Conv(3, width, kernel_size=stride + 3 - stride % 2, stride=stride, **factory)
+        stages: list[nn.Module] = [stem]
         while side > 4:
             wider = min(2 * width, 4 * hidden_dim)
-            blocks += [_Conv(width, wider, stride=2, **factory), _Conv(wider, wider, **factory)]
-            width, side = wider, side / 2
-        self.blocks = nn.Sequential(*blocks)
+            stages.append(nn.Sequential(_Conv(width, wider, stride=2, **factory), _Conv(wider, wider, **factory)))
+            width, side, pooled = wider, side / 2, pooled + 2 * wider
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(pooled, **factory)
         self.dropout = nn.Dropout(dropout)
-        self.project = nn.Linear(2 * width, embed_dim, **factory)
+        self.project = nn.Linear(pooled, embed_dim, **factory)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Encode ``(B, 3, S, S)`` uint8 to ``(B, D)``."""
-        x = inputs.to(self.project.weight.dtype) / 127.5 - 1.0
-        x = self.blocks(x.contiguous(memory_format=torch.channels_last))
-        pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=-1)
-        return self.project(self.dropout(pooled))
+        x = (inputs.to(self.project.weight.dtype) / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+        pooled = []
+        for stage in self.stages:
+            x = stage(x)
+            pooled += [x.mean(dim=(2, 3)), x.amax(dim=(2, 3))]
+        return self.project(self.dropout(self.norm(torch.cat(pooled, dim=-1))))
 
 
 class _Conv(nn.Module):

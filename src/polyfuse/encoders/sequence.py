@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class MaskedConvBlock(nn.Module):
-    """Convolution over time, LayerNorm over the channels of each step, GELU; residual where the shape allows.
+    """Convolution over time, LayerNorm over the channels of each step, ReLU; residual where the shape allows.
 
     Args:
         in_channels: Channels that come in.
@@ -26,7 +26,7 @@ class MaskedConvBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
-        kernel_size: int = 5,
+        kernel_size: int,
         stride: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -43,7 +43,7 @@ class MaskedConvBlock(nn.Module):
         y_BTC = self.conv(x_BTC.transpose(1, 2)).transpose(1, 2)
         if self.stride > 1:
             mask_BT = F.max_pool1d(mask_BT[:, None].float(), self.stride, ceil_mode=True)[:, 0] > 0
-        y_BTC = F.gelu(self.norm(y_BTC))
+        y_BTC = F.relu(self.norm(y_BTC))
         if self.residual:
             y_BTC = y_BTC + x_BTC
         return y_BTC.masked_fill(~mask_BT[..., None], 0.0), mask_BT
@@ -55,7 +55,8 @@ class MaskedConvStack(nn.Module):
     Args:
         in_channels: Channels per time step.
         embed_dim: Width D of the output.
-        hidden_dim: Channels of the first stage; doubled once.
+        hidden_dim: Channels of the first stage; doubled per stage up to ``max_dim``.
+        max_dim: Most channels.
         num_stages: Stages; each halves the length.
         dropout: On the pooled features.
     """
@@ -66,6 +67,7 @@ class MaskedConvStack(nn.Module):
         embed_dim: int,
         *,
         hidden_dim: int,
+        max_dim: int,
         num_stages: int,
         dropout: float,
         device: torch.device | str | None = None,
@@ -76,8 +78,8 @@ class MaskedConvStack(nn.Module):
         blocks: list[nn.Module] = []
         width = in_channels
         for stage in range(num_stages):
-            wider = hidden_dim * (1 if stage == 0 else 2)
-            blocks.append(MaskedConvBlock(width, wider, stride=2, **factory))
+            wider = min(hidden_dim * 2**stage, max(hidden_dim, max_dim))
+            blocks.append(MaskedConvBlock(width, wider, kernel_size=3 if stage else 5, stride=2, **factory))
             blocks.append(MaskedConvBlock(wider, wider, kernel_size=3, **factory))
             width = wider
         self.blocks = nn.ModuleList(blocks)

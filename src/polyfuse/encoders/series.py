@@ -22,7 +22,7 @@ class SeriesCNN(nn.Module):
         embed_dim: Width D of the output.
         channels: Channels C of the series.
         length: Usual number of steps; sets only how often the length is halved.
-        hidden_dim: Channels of the first stage.
+        hidden_dim: Channels of the first stage; doubled per stage, four times at most.
         dropout: On the pooled features.
 
     Example:
@@ -39,7 +39,7 @@ class SeriesCNN(nn.Module):
         *,
         channels: int,
         length: int = 64,
-        hidden_dim: int = 64,
+        hidden_dim: int = 32,
         dropout: float = 0.1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -47,7 +47,13 @@ class SeriesCNN(nn.Module):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.stack = MaskedConvStack(
-            channels + 1, embed_dim, hidden_dim=hidden_dim, num_stages=stages_for(length), dropout=dropout, **factory
+            channels + 1,
+            embed_dim,
+            hidden_dim=hidden_dim,
+            max_dim=4 * hidden_dim,
+            num_stages=stages_for(length),
+            dropout=dropout,
+            **factory,
         )
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from polyfuse.data.batch import Batch  # noqa: E402
 from polyfuse.data.spec import ModalitySpec, TargetSpec  # noqa: E402
 from polyfuse.train import loop  # noqa: E402
 from polyfuse.train.build import build_model  # noqa: E402
-from polyfuse.train.checkpoint import read_checkpoint  # noqa: E402
+from polyfuse.train.checkpoint import LAST, read_checkpoint  # noqa: E402
 from polyfuse.train.devices import FabricDevice, PlainDevice, make_fabric  # noqa: E402
 from polyfuse.train.loop import FitResult, fit  # noqa: E402
 from polyfuse.train.stream import Masking  # noqa: E402
@@ -172,7 +172,7 @@ def resume_together(folder: Path, fabric: Any, lead: bool) -> None:
     fabric.barrier()
     train(fabric, case, folder / "cut")
     if lead:
-        a, b = (read_checkpoint(folder / name / "last.safetensors").tensors for name in ("whole", "cut"))
+        a, b = (read_checkpoint(folder / name / LAST).tensors for name in ("whole", "cut"))
         differs = [name for name in a if name != "loop.sums" and not torch.equal(a[name], b[name])]
         print(json.dumps({"case": "resume", "stopped": stopped, "differs": differs, "tensors": len(a)}))
 

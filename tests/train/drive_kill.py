@@ -21,7 +21,7 @@ from polyfuse.data.batch import Batch
 from polyfuse.data.spec import ModalitySpec, TargetSpec
 from polyfuse.train import loop
 from polyfuse.train.build import build_model
-from polyfuse.train.checkpoint import read_checkpoint, read_metrics
+from polyfuse.train.checkpoint import BEST, LAST, read_checkpoint, read_metrics
 from polyfuse.train.loop import FitResult, fit
 from polyfuse.train.schedule import make_optimizer
 
@@ -172,7 +172,7 @@ def interrupt_self(*_: Any) -> None:
 
 def outcome(run_dir: Path) -> dict[str, Any]:
     """Everything a finished run leaves, without the times."""
-    last, best = read_checkpoint(run_dir / "last.safetensors"), read_checkpoint(run_dir / "best.safetensors")
+    last, best = read_checkpoint(run_dir / LAST), read_checkpoint(run_dir / BEST)
     metrics = [{k: v for k, v in r.items() if k != "seconds"} for r in read_metrics(run_dir / "metrics.jsonl")]
     counters = {k: v for k, v in last.state["counters"].items() if k != "seconds"}
     return {"last": last.tensors, "best": best.tensors, "metrics": metrics, "counters": counters}
@@ -220,7 +220,7 @@ def main(folder: Path) -> None:
     for number, (case, (plan, expected)) in enumerate(cases.items()):
         run_dir = folder / str(number)
         code = wait(in_child(lambda plan=plan, run_dir=run_dir: (plan(), train_run(run_dir))))
-        path = run_dir / "last.safetensors"
+        path = run_dir / LAST
         saved = read_checkpoint(path).state["counters"]["step"] if path.exists() else None
         resumed = wait(in_child(lambda run_dir=run_dir: train_run(run_dir)))
         report(
@@ -229,13 +229,15 @@ def main(folder: Path) -> None:
             saved=saved,
             resumed=resumed,
             differs=differences(whole, outcome(run_dir)),
-            litter=sorted(p.name for p in run_dir.glob(".*")),
+            litter=sorted(p.name for p in (run_dir / LAST).parent.glob(".*")),
         )
 
     chance, kills, run_dir = random.Random(0), 0, folder / "chain"
     for attempt in range(60):  # killed from outside, at any instruction, until it gets through
         pid = in_child(lambda: train_run(run_dir))
-        time.sleep((chance.uniform(0.2, 0.6) + 0.05 * attempt) * duration)
+        while attempt == 0 and not (run_dir / LAST).exists():  # one kill is certain, however the machine's speed drifts
+            time.sleep(0.001)
+        time.sleep((chance.uniform(0.2, 0.6) + 0.05 * attempt) * duration if attempt else 0.0)
         os.kill(pid, signal.SIGKILL)
         if wait(pid) == 0:
             break

@@ -6,6 +6,7 @@ from torch import nn
 
 from polyfuse.errors import UserError
 from polyfuse.train.checkpoint import (
+    LAST,
     append_metrics,
     clear_temporary,
     cut_metrics,
@@ -74,10 +75,12 @@ def test_the_old_file_survives_a_failed_write(tmp_path: Path, monkeypatch: pytes
 
 
 def test_half_written_files_are_cleared(tmp_path: Path) -> None:
+    folder = (tmp_path / LAST).parent
+    folder.mkdir()
     for name in (".last.safetensors.12.tmp", ".best.safetensors.9.tmp", ".keep"):
-        (tmp_path / name).touch()
+        (folder / name).touch()
     clear_temporary(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [".keep"]
+    assert [p.name for p in folder.iterdir()] == [".keep"]
 
 
 def test_views_and_slices_are_stored_as_their_own(tmp_path: Path) -> None:

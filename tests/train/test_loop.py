@@ -19,7 +19,7 @@ from polyfuse.errors import UserError
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.train import loop as module
 from polyfuse.train.build import build_model
-from polyfuse.train.checkpoint import read_checkpoint
+from polyfuse.train.checkpoint import BEST, LAST, read_checkpoint
 from polyfuse.train.loop import FitResult, fit
 from polyfuse.train.schedule import learning_rate
 from polyfuse.train.stream import Masking, Stream
@@ -130,7 +130,7 @@ def test_the_best_weights_are_left_in_the_model(tmp_path: Path) -> None:
     table = SubsetLoss(make_table(29, 1), "classification")
     now = table.reduce(table.sums(model, contextlib.nullcontext()))
     assert now["validation_loss"] == result.best_metric
-    stored = read_checkpoint(tmp_path / "best.safetensors").part("model")
+    stored = read_checkpoint(tmp_path / BEST).part("model")
     assert all(torch.equal(stored[name], value) for name, value in weights(model).items())
 
 
@@ -155,7 +155,7 @@ def test_without_validation_the_last_weights_stay(tmp_path: Path) -> None:
     result = run(model, validation=False, run_dir=tmp_path)
     assert math.isnan(result.best_metric)
     assert result.best_step == result.steps == 21
-    last = read_checkpoint(tmp_path / "last.safetensors").part("model")
+    last = read_checkpoint(tmp_path / LAST).part("model")
     assert all(torch.equal(last[name], value) for name, value in weights(model).items())
 
 
@@ -242,7 +242,7 @@ def test_a_loss_that_is_no_number_is_reported(tmp_path: Path) -> None:
     table.inputs["a"][:] = 1e38
     with pytest.raises(UserError, match=r"at step \d+ the loss is nan.*lower train\.lr \(now 0\.002\)"):
         fit(make_model(), table, make_table(9), TrainConfig(epochs=2), task="classification", run_dir=tmp_path)
-    assert not (tmp_path / "last.safetensors").exists()
+    assert not (tmp_path / LAST).exists()
 
 
 @pytest.mark.parametrize("rows", [0, 5])
@@ -301,7 +301,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(module._Loop, "_train", train)
     with pytest.raises(KeyboardInterrupt):
         run(make_model(), run_dir=tmp_path)
-    assert read_checkpoint(tmp_path / "last.safetensors").state["counters"]["step"] == 5
+    assert read_checkpoint(tmp_path / LAST).state["counters"]["step"] == 5
     assert signal.getsignal(signal.SIGINT) is before
 
 

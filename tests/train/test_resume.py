@@ -15,6 +15,7 @@ from polyfuse.data.spec import ModalitySpec, TargetSpec
 from polyfuse.errors import UserError
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.train.build import build_model
+from polyfuse.train.checkpoint import LAST
 from polyfuse.train.loop import fit
 
 MOMENTS = (
@@ -135,7 +136,7 @@ def test_another_number_of_threads_is_warned_about(tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     run(tmp_path)
-    last = tmp_path / "last.safetensors"
+    last = tmp_path / LAST
     last.write_bytes(last.read_bytes()[:100])
     with pytest.raises(UserError, match=r"last\.safetensors' is not a readable checkpoint"):
         run(tmp_path)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from polyfuse.errors import UserError
 
-BEST, LAST, METRICS = "best.safetensors", "last.safetensors", "metrics.jsonl"
+BEST, LAST, METRICS = "checkpoints/best.safetensors", "checkpoints/last.safetensors", "metrics.jsonl"
 _FORMAT = 1
 _TEMPORARY = ".tmp"
 
@@ -56,8 +56,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[s
 
 def clear_temporary(folder: Path) -> None:
     """Delete the half-written files of processes that were killed."""
-    for name in (BEST, LAST):
-        for path in folder.glob(f".{name}.*{_TEMPORARY}"):
+    for whole in (folder / BEST, folder / LAST):
+        for path in whole.parent.glob(f".{whole.name}.*{_TEMPORARY}"):
             path.unlink(missing_ok=True)
 
 

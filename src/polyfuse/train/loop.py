@@ -198,7 +198,7 @@ class _Loop:
             size = self._restore(last)
         self.device.barrier()  # no process may write before all have looked
         if self.run_dir is not None and self.device.rank == 0:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / LAST).parent.mkdir(parents=True, exist_ok=True)
             clear_temporary(self.run_dir)
             self.history = cut_metrics(self.run_dir / METRICS, size)
 

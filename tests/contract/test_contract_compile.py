@@ -24,11 +24,13 @@ def batch(case: Any, size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     return inputs, torch.rand(size, 3, generator=generator) < 0.6
 
 
-def test_compiles_whole_with_a_dynamic_batch(case: Any, mode: bool) -> None:
-    model = case.model().train(mode)
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+def test_compiles_whole_with_a_dynamic_batch_in_training(case: Any) -> None:
+    model = case.model().train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for size in SIZES:
         inputs, present = batch(case, size)
+        for x in (*inputs.values(), present):
+            torch._dynamo.mark_dynamic(x, 0)  # unlike dynamic=True: an error if the batch size becomes a constant
         with torch.compiler.set_stance("default" if size == SIZES[0] else "fail_on_recompile"):
             model.zero_grad()
             out = case.run(compiled, inputs, present)
@@ -40,6 +42,21 @@ def test_compiles_whole_with_a_dynamic_batch(case: Any, mode: bool) -> None:
         torch.testing.assert_close(out.logits, expected.logits)
         for gradient, parameter in zip(gradients, model.parameters(), strict=True):
             torch.testing.assert_close(gradient, parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_compiles_whole_with_a_dynamic_batch_in_eval(case: Any) -> None:
+    model = case.model().eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for size in SIZES:
+        inputs, present = batch(case, size)
+        for x in (*inputs.values(), present):
+            torch._dynamo.mark_dynamic(x, 0)  # unlike dynamic=True: an error if the batch size becomes a constant
+        with torch.compiler.set_stance("default" if size == SIZES[0] else "fail_on_recompile"):
+            out = compiled(inputs, present)
+        expected = model(inputs, present)
+        torch.testing.assert_close(out.logits, expected.logits)
+        assert expected.weights is None or torch.allclose(out.weights, expected.weights, atol=1e-6)
 
 
 def test_exports_with_a_dynamic_batch(case: Any) -> None:

@@ -7,14 +7,15 @@ Cells are missing completely at random, by this rule: cell (row, modality) of th
 if ``uniform(seed, "emoji holes", 0, key of the row, 3)[modality] < rate``; a row that would lose all three keeps the
 cell with the largest draw. Test rows are complete, so that every subset of the inputs can be judged on every row.
 
+A name is read as its words and their pieces of 3 to 5 letters, so that an unseen name shares something with seen ones.
+
 Shapes: N rows, M = 3 modalities.
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ CLASSES = (
     "travel-places",
 )  # fmt: skip
 MISSING_RATE = 0.2
-VOCAB_SIZE = 800
-MAX_LENGTH = 24
+PIECES = (3, 4, 5)
+MAX_LENGTH = 80
 
 
 @dataclass(frozen=True)
@@ -61,33 +62,30 @@ class EmojiTables:
 
 
 def load_emoji(*, missing_rate: float = MISSING_RATE, seed: int = 0) -> EmojiTables:
-    """Load the shipped set (needs Pillow and tokenizers, extra ``workbench``; no download).
+    """Load the shipped set (needs Pillow, extra ``workbench``; no download).
 
     Args:
         missing_rate: Share of the cells of training and validation rows that is absent.
         seed: Of the holes only; splits are fixed.
 
     Raises:
-        UserError: If ``missing_rate`` is not in [0, 1), or a package of the extra is missing.
+        UserError: If ``missing_rate`` is not in [0, 1), or Pillow is missing.
     """
     if not 0.0 <= missing_rate < 1.0:
         raise UserError(f"missing_rate must be in [0, 1), got {missing_rate}")
     table = _styled_rows()
     pictures = _pictures()
     rows = {split: [row for row in table if row["split"] == split] for split in SPLITS}
-    tokenizer = _train_tokenizer([row[name] for row in rows["train"] for name in ("name", "name_es")])
+    vocabularies = {name: fit_vocabulary(row[name] for row in rows["train"]) for name in MODALITIES[1:]}
     concepts = {concept: number for number, concept in enumerate(dict.fromkeys(row["concept"] for row in table))}
     batches = {}
     for split in SPLITS:
         keys = key_of([_id(row) for row in rows[split]])
         rate = 0.0 if split == "test" else missing_rate
-        batches[split] = _encode(rows[split], pictures, tokenizer, keys, holes(keys, rate, seed=seed))
-    text = {"vocab_size": tokenizer.get_vocab_size(), "max_length": MAX_LENGTH}
-    specs = {
-        "picture": ModalitySpec("picture", "image", {"size": SIZE}),
-        "name": ModalitySpec("name", "text", dict(text)),
-        "name_es": ModalitySpec("name_es", "text", dict(text)),
-    }
+        batches[split] = _encode(rows[split], pictures, vocabularies, keys, holes(keys, rate, seed=seed))
+    specs = {"picture": ModalitySpec("picture", "image", {"size": SIZE})}
+    for name, vocabulary in vocabularies.items():
+        specs[name] = ModalitySpec(name, "text", {"vocab_size": len(vocabulary) + 2, "max_length": MAX_LENGTH})
     groups = {split: torch.tensor([concepts[row["concept"]] for row in rows[split]]) for split in SPLITS}
     target = TargetSpec("classification", CLASSES)
     return EmojiTables(**batches, specs=specs, target=target, groups=groups, rows=rows)
@@ -178,37 +176,53 @@ def _pictures() -> dict[str, np.ndarray]:
     return {style: read_art(style, count) for style in STYLES}
 
 
-def _train_tokenizer(names: Sequence[str]) -> Any:
-    """Byte-pair pieces learned on the training names; id 0 is padding, 1 unknown."""
-    tokenizers = require("tokenizers", extra="workbench")
-    require("tokenizers.trainers", extra="workbench")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="[UNK]"))  # noqa: S106
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=["[PAD]", "[UNK]"], show_progress=False
-    )
-    tokenizer.train_from_iterator(sorted(set(names)), trainer)
-    return tokenizer
+def pieces_of(name: str) -> list[str]:
+    """A name's words and their pieces of 3 to 5 letters, word borders included, each once.
+
+    Example:
+        >>> pieces_of("red ant")
+        [' red ', ' re', 'red', 'ed ', ' red', 'red ', ' ant ', ' an', 'ant', 'nt ', ' ant', 'ant ']
+    """
+    pieces: dict[str, None] = {}
+    for word in name.split():
+        bordered = f" {word} "
+        pieces[bordered] = None
+        for length in PIECES:
+            pieces.update(dict.fromkeys(bordered[i : i + length] for i in range(len(bordered) - length + 1)))
+    return list(pieces)
 
 
-def _tokens(names: Sequence[str], tokenizer: Any) -> dict[str, Tensor]:
+def fit_vocabulary(names: Iterable[str]) -> dict[str, int]:
+    """An id for every piece of the given names; 0 is padding, 1 unknown.
+
+    Example:
+        >>> fit_vocabulary(["ox"])
+        {' ox': 2, ' ox ': 3, 'ox ': 4}
+    """
+    pieces = {piece for name in names for piece in pieces_of(name)}
+    return {piece: number for number, piece in enumerate(sorted(pieces), start=2)}
+
+
+def _tokens(names: Sequence[str], vocabulary: Mapping[str, int]) -> dict[str, Tensor]:
     ids = torch.zeros(len(names), MAX_LENGTH, dtype=torch.int32)
-    mask = torch.zeros(len(names), MAX_LENGTH, dtype=torch.bool)
-    for number, encoded in enumerate(tokenizer.encode_batch(list(names))):
-        pieces = encoded.ids[:MAX_LENGTH]
-        ids[number, : len(pieces)] = torch.tensor(pieces, dtype=torch.int32)
-        mask[number, : len(pieces)] = True
-    return {"ids": ids, "mask": mask}
+    for row, name in enumerate(names):
+        known = [vocabulary[piece] for piece in pieces_of(name) if piece in vocabulary] or [1]
+        ids[row, : len(known)] = torch.tensor(known[:MAX_LENGTH], dtype=torch.int32)
+    return {"ids": ids, "mask": ids > 0}
 
 
 def _encode(
-    rows: Sequence[Mapping[str, str]], pictures: Mapping[str, np.ndarray], tokenizer: Any, keys: Tensor, present: Tensor
+    rows: Sequence[Mapping[str, str]],
+    pictures: Mapping[str, np.ndarray],
+    vocabularies: Mapping[str, Mapping[str, int]],
+    keys: Tensor,
+    present: Tensor,
 ) -> Batch:
     art = np.stack([pictures[row["style"]][int(row["number"])] for row in rows])
     picture = torch.from_numpy(art).permute(0, 3, 1, 2).contiguous()
     inputs: dict[str, Tensor | dict[str, Tensor]] = {"picture": picture * present[:, 0, None, None, None]}
     for column, name in ((1, "name"), (2, "name_es")):
-        tokens = _tokens([row[name] for row in rows], tokenizer)
+        tokens = _tokens([row[name] for row in rows], vocabularies[name])
         inputs[name] = {part: value * present[:, column, None] for part, value in tokens.items()}
     target = torch.tensor([CLASSES.index(row["class"]) for row in rows])
     return Batch(MODALITIES, inputs, present, target, keys, [_id(row) for row in rows])

@@ -13,6 +13,7 @@ from polyfuse.encoders.image import ImageCNN
 from polyfuse.encoders.series import SeriesCNN
 from polyfuse.encoders.tabular import TabularMLP
 from polyfuse.encoders.text import TextTransformer
+from polyfuse.encoders.text_bag import TextBag
 from polyfuse.encoders.vector import VectorMLP
 from polyfuse.registry import Registry
 
@@ -21,6 +22,7 @@ ENCODERS = Registry(
     {
         "image_cnn": ImageCNN,
         "text_transformer": TextTransformer,
+        "text_bag": TextBag,
         "audio_cnn": AudioCNN,
         "tabular_mlp": TabularMLP,
         "series_cnn": SeriesCNN,

@@ -60,7 +60,7 @@ def check_embeddings(
     The zeroing is a ``where``: multiplying by zero would let NaN through.
 
     Raises:
-        ValueError: If a modality is missing from ``embeddings``, batch sizes differ, or ``present`` is not ``(B, M)`` bool.
+        ValueError: If ``embeddings`` lacks a modality, batch sizes differ, or ``present`` is not ``(B, M)`` bool.
     """
     for name in modalities:
         if name not in embeddings:

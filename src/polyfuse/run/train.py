@@ -137,8 +137,8 @@ def finish(
         prepared.validation,
         prepared.encoder.target.task,
         config.calibrate,
+        config.evaluate,
         None if prepared.groups is None else prepared.groups["validation"],
-        config.evaluate.batch_size,
     )
     if calibration is not None:
         place.write_json(folder / place.CALIBRATION, calibration.to_dict())

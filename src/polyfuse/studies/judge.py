@@ -113,18 +113,18 @@ def judge(
         subsets: ``(S, M)`` to ask about; None = all up to ``evaluate.all_subsets_up_to`` modalities.
         corruptions: Overrides ``evaluate.corruptions``.
     """
-    masks = subsets_of(test.present.cpu().numpy(), at_most=evaluate.sampled_subsets) if subsets is None else subsets
+    masks = asked_subsets(test, evaluate) if subsets is None else subsets
     swept = sweep(model, test, subsets=masks, task=task, batch_size=evaluate.batch_size)
     primary = Metric.of_task(task).name
-    curve = drop_curve(swept, task, evaluate.drop_rates, calibration=calibration, scale=scale)
+    curve = drop_curve(swept, task, evaluate.drop_rates, calibration=calibration, scale=scale, bins=evaluate.bins)
     broken: list[Record] = []
     if evaluate.corruptions if corruptions is None else corruptions:
         broken = corruption_records(
             model, test, task, calibration, scales=scales, scale=scale, batch_size=evaluate.batch_size
         )
     return Judgement(
-        records=records(swept, task, calibration, scale=scale),
-        own=own_record(swept, task, calibration, scale=scale),
+        records=records(swept, task, calibration, scale=scale, bins=evaluate.bins),
+        own=own_record(swept, task, calibration, scale=scale, bins=evaluate.bins),
         seed_metrics=_finite(violation_rate(swept, task, calibration)),
         curve=[(point["rate"], point[primary]) for point in curve],
         corruption=broken,
@@ -134,14 +134,20 @@ def judge(
     )
 
 
+def asked_subsets(batch: Batch, evaluate: "EvaluateConfig") -> NDArray[np.bool_]:
+    """``(S, M)`` the combinations that are calibrated and judged: all, or above a number of modalities a sample."""
+    present = batch.present.cpu().numpy()
+    return subsets_of(present, sampled=evaluate.sampled_subsets, exhaustive=evaluate.all_subsets_up_to)
+
+
 def fit_calibration(
     model: Any,
     train: Batch,
     validation: Batch,
     task: str,
     config: "CalibrateConfig",
+    evaluate: "EvaluateConfig",
     groups: Sequence[str] | None = None,
-    batch_size: int = 1024,
 ) -> Calibration | None:
     """Calibrate a model on validation rows; None where it is switched off or there are none.
 
@@ -151,12 +157,13 @@ def fit_calibration(
         validation: Rows the model was not trained on.
         task: classification, multilabel or regression.
         config: Levels.
+        evaluate: Batch size and subsets.
         groups: What each validation row belongs to, kept on one side of the split in halves.
-        batch_size: Rows per encoder call.
     """
     if not config.enabled or not len(validation):
         return None
-    swept = sweep(model, validation, task=task, batch_size=batch_size)
+    masks = asked_subsets(validation, evaluate)
+    swept = sweep(model, validation, subsets=masks, task=task, batch_size=evaluate.batch_size)
     return Calibration.fit(
         swept,
         task,

@@ -11,8 +11,8 @@ from polyfuse.data.schema import ModalityConfig
 
 HEAD = """# Every setting
 
-Made by `python docs/make_configuration.py` from the descriptions in the code. Settings live in a YAML file and can be overridden
-on the command line by their dotted name: `polyfuse train config.yaml train.lr=1e-3 model.fusion=gated`.
+Made by `python docs/make_configuration.py` from the descriptions in the code. Settings live in a YAML file and can be
+overridden on the command line by their dotted name: `polyfuse train config.yaml train.lr=1e-3 model.fusion=gated`.
 A misspelt name or a value that breaks a rule is an error that names the nearest known one.
 """
 

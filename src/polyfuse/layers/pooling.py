@@ -238,7 +238,8 @@ def read_masks(
         present, addend = bool_or_additive(key_padding_mask, "key_padding_mask")
         addend = None if addend is None else addend[:, None, None, :]
     if attn_mask is not None:
-        if attn_mask.ndim not in (2, 3) or attn_mask.shape[-1] != keys:
+        fits = attn_mask.ndim == 2 or (attn_mask.ndim == 3 and attn_mask.shape[0] == batch * num_heads)
+        if not fits or attn_mask.shape[-1] != keys:
             got = tuple(attn_mask.shape)
             raise ValueError(f"attn_mask must have shape (T, M) or (B * num_heads, T, M) with M = {keys}, got {got}")
         if attn_mask.ndim == 3:

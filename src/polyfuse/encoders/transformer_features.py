@@ -5,7 +5,8 @@ Shapes: N items, L tokens, D feature width.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ class TransformerFeatures:
             raise UserError(f"{folder} must hold its weights as .safetensors (pickles are not read), found none")
         transformers = require("transformers", extra="hf")
         self.name = name or f"hf:{folder}"
-        self.model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        with _without_progress(transformers):
+            model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        self.model = model.eval()
         self.tokenizer: Any = None
         if any((folder / file).is_file() for file in _WORDS):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -117,6 +120,19 @@ class TransformerFeatures:
             return x
         mean, std = (torch.tensor(self.picture.get(key, [0.5] * 3)) for key in ("image_mean", "image_std"))
         return (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+
+
+@contextmanager
+def _without_progress(transformers: Any) -> Iterator[None]:
+    """A bar for a load of half a second would only litter the log."""
+    log = transformers.utils.logging
+    shown = log.is_progress_bar_enabled()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            log.enable_progress_bar()
 
 
 def _tensor(found: Any) -> Tensor:

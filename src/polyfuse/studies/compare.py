@@ -466,7 +466,7 @@ def _fill(report: ReportData, task: Task, plans: Sequence[Plan], outcomes: Mappi
 
 
 def _arm(plan: Plan, found: Sequence[Outcome]) -> Arm:
-    settings = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in found[0].settings.items())
+    settings = ", ".join(_shown(key.partition(".")[2], value) for key, value in found[0].settings.items())
     note = f"{plan.note} Chosen on validation: {settings}." if settings else plan.note
     judged = [outcome.judgement for outcome in found if outcome.judgement is not None]
     return Arm(
@@ -481,6 +481,12 @@ def _arm(plan: Plan, found: Sequence[Outcome]) -> Arm:
         uses=plan.uses,
         note=note.strip(),
     )
+
+
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(_shown(*item) for item in value.items())
+    return f"{key.replace('_', ' ')} {str(value).replace('_', ' ')}"
 
 
 def paired(name: str, ours: Sequence[Outcome], reference: str, theirs: Sequence[Outcome], task: Task) -> list[Paired]:

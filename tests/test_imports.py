@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "polyfuse"
 
 # Rank of every unit (file or folder of the package): a unit imports only units of its own rank or below.
 RANKS = [
-    {"errors", "registry", "cache"},
+    {"errors", "registry", "cache", "files"},
     {"functional", "layers"},
     {"data", "encoders", "fusion", "heads", "losses"},
     {"models", "config"},

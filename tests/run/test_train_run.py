@@ -9,8 +9,9 @@ import torch
 import yaml
 
 from polyfuse.errors import UserError
+from polyfuse.files import new_folder
 from polyfuse.run import load, train_run
-from polyfuse.run.folder import Run, new_folder
+from polyfuse.run.folder import Run
 from polyfuse.train.checkpoint import BEST, LAST, METRICS
 
 

@@ -8,9 +8,10 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -118,6 +119,17 @@ def console_table(data: ReportData, width: int | None = None) -> Group:
         table.add_row(name, *(_console_cell(data.primary, c, row, spread) for c in shown))
     top = Group(Text(_clean(data.title), style="bold"), Text(f"{data.primary.label}, {_rows(s)}", style="dim"))
     return Group(top, Text(), table, Padding(Text(_legend(s), style="dim"), (1, 0, 0, 0)))
+
+
+def console_text(report: ReportData, path: Path, width: int | None = None) -> str:
+    """The table of arms, what it says in plain words, and the report's path."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=width or Console().width, highlight=False, soft_wrap=False)
+    console.print(console_table(report, console.width))
+    for sentence in plain_words(report):
+        console.print(Text(f"• {sentence}"))
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    return "\n".join([*lines, "", f"report: {path}"])
 
 
 _JUDGED = ("complete", "mean", "worst", "ece_calibrated", "regret")

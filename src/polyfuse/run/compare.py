@@ -10,9 +10,13 @@ from typing import Any
 from polyfuse.config import ModelConfig, RunConfig, make_config, save_config
 from polyfuse.data.encode import Prepared, prepare
 from polyfuse.errors import UserError
+from polyfuse.files import new_folder, write_json
+from polyfuse.report.context import this_command, versions
 from polyfuse.report.records import ReportData
+from polyfuse.report.render import write_report
+from polyfuse.report.table import console_text
 from polyfuse.run import folder as place
-from polyfuse.run.reports import blank_report, console_text, this_command, write_all
+from polyfuse.run.reports import blank_report
 from polyfuse.run.source import Say, quiet, resolve
 from polyfuse.studies.compare import Plan, Task, cache_features, compare_arms, oracle_plan
 
@@ -79,9 +83,9 @@ def compare_runs(
         raise UserError(f"--seeds must be at least 1, got {seeds}")
     config = resolve(source, overrides, target, say)
     arms = {name: make_config(config, [f"model.fusion={name}"]).model for name in dict.fromkeys(fusions)}
-    folder = place.new_folder(f"compare-{Path(config.data.table).stem}", out)
+    folder = new_folder(f"compare-{Path(config.data.table).stem}", out)
     save_config(config, folder / place.CONFIG)
-    place.write_json(folder / place.VERSIONS, place.versions())
+    write_json(folder / place.VERSIONS, versions())
     prepared = prepare(config.data, folder=folder)
     for line in prepared.lines():
         say(line)
@@ -109,7 +113,7 @@ def compare_runs(
     report.watch = tuple(name for name in ("aecf",) if name in arms)
     report.commands = [this_command()]
     report.seconds = time.perf_counter() - started
-    write_all(report, folder)
+    write_report(report, folder)
     return Compared(folder, report)
 
 

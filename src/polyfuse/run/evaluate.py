@@ -12,8 +12,10 @@ from polyfuse.data.problems import Problems
 from polyfuse.data.table import read_chunks
 from polyfuse.errors import UserError
 from polyfuse.report.records import ReportData
+from polyfuse.report.render import write_report
+from polyfuse.report.table import console_text
 from polyfuse.run.folder import Run, load
-from polyfuse.run.reports import console_text, data_summary, run_report, write_all
+from polyfuse.run.reports import data_summary, run_report
 from polyfuse.run.source import Say, quiet
 from polyfuse.studies.compare import Task, oracle_plan, train_oracles
 
@@ -82,7 +84,7 @@ def evaluate_run(
         report.oracles = train_oracles(task, oracle_plan(config.model, config.train), (config.train.seed,))
     report.seconds = time.perf_counter() - started
     folder.mkdir(parents=True, exist_ok=True)
-    write_all(report, folder)
+    write_report(report, folder)
     return Evaluated(folder, report)
 
 

@@ -6,21 +6,16 @@ and CSV, ``versions.json``.
 Text, JSON and safetensors only: a foreign run folder runs no code when it is loaded.
 """
 
-import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from polyfuse.calibrate import Calibration
 from polyfuse.config import RunConfig, load_config
 from polyfuse.data.encode import TableEncoder
 from polyfuse.errors import UserError
+from polyfuse.files import read_json
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.run.answers import Answer, answer_batch
 from polyfuse.train.build import build_model
@@ -88,72 +83,3 @@ def load(folder: Path | str) -> Run:
 def load_encoder(folder: Path) -> TableEncoder:
     """The table encoder of a run."""
     return TableEncoder.from_dict(read_json(folder / ENCODER))
-
-
-def new_folder(name: str, out: Path | None, parent: Path = Path("runs")) -> Path:
-    """Make the folder of a new run: ``out``, or the first free ``runs/name-N``. Never an old one.
-
-    Raises:
-        UserError: If ``out`` exists and is not empty, or cannot be made.
-    """
-    if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"'{out}' exists and is not empty; a run is never overwritten, choose another --out")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder '{out}': {error.strerror}") from None
-        return out
-    number = 1
-    while True:
-        folder = parent / f"{name}-{number}"
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise UserError(f"cannot make the folder '{folder}': {error.strerror}; name another with --out") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run.
-
-    Raises:
-        UserError: If it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"'{path}' is missing: the run is not finished; polyfuse train --resume finishes it") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read as JSON ({error}); the run folder is damaged") from None
-
-
-def versions() -> dict[str, str]:
-    """What computed the run."""
-    names = ("polyfuse", "torch", "numpy", "pyarrow", "pillow", "tokenizers", "scikit-learn", "lightning-fabric")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> str:
-    """Processor, cores and threads in a line."""
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"

@@ -8,7 +8,7 @@ from typing import Any
 from polyfuse.config import make_config, parse_yaml
 from polyfuse.data.inspect import Proposal, propose
 from polyfuse.errors import UserError
-from polyfuse.run.folder import write_text
+from polyfuse.files import write_text
 from polyfuse.run.source import Say, quiet
 
 

@@ -1,27 +1,19 @@
 """From prepared data and judged models to the report: what every run and comparison shows in the same way."""
 
-import io
-import shlex
-import sys
 import time
-from collections import Counter
 from pathlib import Path
-
-import torch
 
 from polyfuse.calibrate import Calibration
 from polyfuse.config import RunConfig
 from polyfuse.data.batch import Batch
 from polyfuse.data.corrupt import fit_scales
+from polyfuse.data.describe import class_counts, patterns
 from polyfuse.data.encode import Prepared
 from polyfuse.data.problems import Problems as TableProblems
-from polyfuse.data.spec import TargetSpec
 from polyfuse.encoders import DEFAULTS
 from polyfuse.models.fusion_model import FusionModel
+from polyfuse.report.context import machine, this_command, versions
 from polyfuse.report.records import Arm, DataSummary, ModalitySummary, Problem, ReportData
-from polyfuse.report.render import write_report
-from polyfuse.report.table import console_table, plain_words
-from polyfuse.run.folder import machine, versions
 from polyfuse.studies.judge import judge
 from polyfuse.train.build import parameter_count
 from polyfuse.train.loop import FitResult
@@ -162,52 +154,7 @@ def data_summary(config: RunConfig, prepared: Prepared) -> DataSummary:
     )
 
 
-def class_counts(batch: Batch, target: TargetSpec) -> dict[str, int]:
-    """Rows of every class, or with every label."""
-    if batch.target is None or target.task == "regression":
-        return {}
-    if target.task == "multilabel":
-        counts = batch.target.nan_to_num().sum(dim=0).long()
-    else:
-        counts = torch.bincount(batch.target[batch.target >= 0], minlength=len(target.classes))
-    return dict(zip(target.classes, counts.tolist(), strict=True))
-
-
-def patterns(batch: Batch) -> tuple[tuple[tuple[str, ...], int], ...]:
-    """Rows by set of present modalities, most frequent first."""
-    counts = Counter(map(tuple, batch.present.tolist()))
-    return tuple(
-        (tuple(name for name, here in zip(batch.modalities, row, strict=True) if here), count)
-        for row, count in counts.most_common()
-    )
-
-
 def examples(problems: TableProblems, most: int = 10) -> tuple[str, ...]:
     """The first broken cells, a line each."""
     lines = [f"{where}: {kind}, {name}" for where, kind, _, named in problems for name in named]
     return tuple(lines[:most])
-
-
-def write_all(report: ReportData, folder: Path) -> Path:
-    """``report.html`` with its numbers as JSON and CSV beside it."""
-    return write_report(report, folder / "report.html")
-
-
-def console_text(report: ReportData, path: Path, width: int | None = None) -> str:
-    """The table of arms, what it says in plain words, and the report's path."""
-    from rich.console import Console
-    from rich.text import Text
-
-    stream = io.StringIO()
-    console = Console(file=stream, width=width or Console().width, highlight=False, soft_wrap=False)
-    console.print(console_table(report, console.width))
-    for sentence in plain_words(report):
-        console.print(Text(f"• {sentence}"))
-    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
-    return "\n".join([*lines, "", f"report: {path}"])
-
-
-def this_command() -> str:
-    """The command line that runs now."""
-    arguments = sys.argv[1:]
-    return shlex.join(["polyfuse", *arguments]) if arguments else "polyfuse"

@@ -10,10 +10,14 @@ from typing import Any
 from polyfuse.config import RunConfig, load_config, save_config
 from polyfuse.data.encode import Prepared, prepare
 from polyfuse.errors import UserError
+from polyfuse.files import new_folder, read_json, write_json
 from polyfuse.models.fusion_model import FusionModel
+from polyfuse.report.context import versions
 from polyfuse.report.records import ReportData
+from polyfuse.report.render import write_report
+from polyfuse.report.table import console_text
 from polyfuse.run import folder as place
-from polyfuse.run.reports import run_report, write_all
+from polyfuse.run.reports import run_report
 from polyfuse.run.source import Say, quiet, resolve
 from polyfuse.studies.judge import fit_calibration
 from polyfuse.train.build import build_model, parameter_count
@@ -47,8 +51,6 @@ class Trained:
 
     def text(self) -> str:
         """The table, what it says, and where the report is."""
-        from polyfuse.run.reports import console_text
-
         return console_text(self.report, self.folder / "report.html")
 
 
@@ -92,12 +94,12 @@ def train_run(
     folder = source if resume else _folder_for_all(config, out, fabric, first)
     if first and not resume:
         save_config(config, folder / place.CONFIG)
-        place.write_json(folder / place.VERSIONS, place.versions())
+        write_json(folder / place.VERSIONS, versions())
     say(f"run folder: {folder}")
     prepared = _prepare(config, folder, say)
     if first:
-        place.write_json(folder / place.ENCODER, prepared.encoder.to_dict())
-        place.write_json(folder / place.PROBLEMS, prepared.problems.to_dict())
+        write_json(folder / place.ENCODER, prepared.encoder.to_dict())
+        write_json(folder / place.PROBLEMS, prepared.problems.to_dict())
     model = build_model(prepared.encoder.specs, prepared.encoder.target, config.model, seed=config.train.seed)
     say(
         f"training {config.model.fusion}: {parameter_count(model, trainable=True):,} parameters, "
@@ -141,10 +143,10 @@ def finish(
         None if prepared.groups is None else prepared.groups["validation"],
     )
     if calibration is not None:
-        place.write_json(folder / place.CALIBRATION, calibration.to_dict())
+        write_json(folder / place.CALIBRATION, calibration.to_dict())
     report = run_report(config, folder, prepared, model, calibration, result)
     report.seconds = time.perf_counter() - started
-    write_all(report, folder)
+    write_report(report, folder)
     return report
 
 
@@ -152,7 +154,7 @@ def _prepare(config: RunConfig, folder: Path, say: Say) -> Prepared:
     """Read the table; on resuming it must encode as it did."""
     prepared = prepare(config.data, folder=folder)
     saved = folder / place.ENCODER
-    if saved.is_file() and place.read_json(saved) != json.loads(json.dumps(prepared.encoder.to_dict())):
+    if saved.is_file() and read_json(saved) != json.loads(json.dumps(prepared.encoder.to_dict())):
         raise UserError(f"cannot resume '{folder}': table '{config.data.table}' has changed; start a new run")
     for line in prepared.lines():
         say(line)
@@ -161,7 +163,7 @@ def _prepare(config: RunConfig, folder: Path, say: Say) -> Prepared:
 
 def _folder_for_all(config: RunConfig, out: Path | None, fabric: Any, first: bool) -> Path:
     """One folder, made by the first process and known to all."""
-    made = str(place.new_folder(Path(config.data.table).stem, out)) if first else ""
+    made = str(new_folder(Path(config.data.table).stem, out)) if first else ""
     return Path(made if fabric is None else fabric.broadcast(made))
 
 

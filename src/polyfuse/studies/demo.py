@@ -16,13 +16,16 @@ import numpy as np
 import torch
 
 from polyfuse.config import EncoderConfig, EvaluateConfig, ModelConfig, TrainConfig
+from polyfuse.data.describe import class_counts, patterns
 from polyfuse.data.emoji import CLASSES, MISSING_RATE, MODALITIES, SPLITS, EmojiTables, load_emoji
 from polyfuse.errors import UserError
 from polyfuse.evaluate.intervals import Interval, paired_difference
+from polyfuse.files import new_folder
+from polyfuse.report.context import machine, this_command, versions
 from polyfuse.report.format import format_value
 from polyfuse.report.records import DataSummary, Metric, ModalitySummary, ReportData
-from polyfuse.run.folder import machine, new_folder, versions
-from polyfuse.run.reports import class_counts, console_text, patterns, this_command, write_all
+from polyfuse.report.render import write_report
+from polyfuse.report.table import console_text
 from polyfuse.studies.compare import Outcome, Plan, Say, Task, cache_features, compare_arms, oracle_plan
 
 REFERENCE, DEFAULT, AECF = "reference", "default", "aecf"
@@ -191,7 +194,7 @@ def run_demo(
     report.headroom += check.lines()
     report.commands = [this_command()]
     report.seconds = time.perf_counter() - started
-    write_all(report, folder)
+    write_report(report, folder)
     return DemoResult(folder, report, check, outcomes)
 
 

@@ -37,7 +37,8 @@ def new_folder(name: str, out: Path | None, parent: Path = Path("runs")) -> Path
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    # A lone surrogate, which a file name may hold, is written as its escape.
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     temporary.replace(path)
 
 

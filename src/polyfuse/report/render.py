@@ -5,11 +5,11 @@ Every string is escaped and stripped of control characters by the template engin
 """
 
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
 
+from polyfuse.files import write_text
 from polyfuse.report.curves import drop_curve, forest
 from polyfuse.report.figures import (
     corruption_heat,
@@ -56,9 +56,9 @@ def write_report(data: ReportData, path: Path) -> Path:
     summary = summarise(data)
     path.parent.mkdir(parents=True, exist_ok=True)
     extra = {"verdict": verdict(data, summary), "plain_words": plain_words(data, summary), "summary": _numbers(summary)}
-    _write(path.with_suffix(".json"), data.to_json(**extra))
-    _write(path.with_suffix(".csv"), csv_text(data, summary))
-    _write(path, html(data, summary))
+    write_text(path.with_suffix(".json"), data.to_json(**extra))
+    write_text(path.with_suffix(".csv"), csv_text(data, summary))
+    write_text(path, html(data, summary))
     return path
 
 
@@ -362,10 +362,3 @@ def _duration(seconds: float | None) -> str:
 
 def _upper(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    # JSON keeps a lone surrogate as its escape; the page has none left.
-    part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-    os.replace(part, path)

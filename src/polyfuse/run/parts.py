@@ -22,8 +22,10 @@ def list_parts(kind: str) -> dict[str, str]:
         return {name: _first_line(part) for name, part in FUSIONS.items()}
     if kind == "encoders":
         from polyfuse.encoders import ENCODERS
+        from polyfuse.encoders.pretrained import PRETRAINED
 
-        return {name: _first_line(part) for name, part in ENCODERS.items()}
+        frozen = {name: f"frozen, data.modalities.NAME.pretrained={name}" for name in PRETRAINED}
+        return {**{name: _first_line(part) for name, part in ENCODERS.items()}, **frozen}
     if kind == "models":
         from polyfuse.models import MODELS
 

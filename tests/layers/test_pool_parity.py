@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from polyfuse.layers import MultimodalAttentionPool, pooling
+from polyfuse.layers.masks import is_shared
 
 B, D = 7, 30
 
@@ -54,7 +55,7 @@ def test_outputs_and_gradients(
     present[torch.arange(B), torch.arange(B) % keys] = True
     pool = build(heads, dtype)
     if queries == "expanded":
-        assert pooling.is_shared(query.expand(B, -1, -1), None, None)
+        assert is_shared(query.expand(B, -1, -1), None, None)
         parameter = query.requires_grad_()
         output = pool(parameter.expand(B, -1, -1), features)
         torch.testing.assert_close(output, pool(parameter, features), rtol=0, atol=0)
@@ -85,12 +86,12 @@ def test_a_value_of_its_own(batch_first: bool) -> None:
 def test_what_counts_as_a_shared_query() -> None:
     row = torch.zeros(1, 1, D)
     shared, no_mask = row.expand(B, -1, -1), None
-    assert pooling.is_shared(row, None, no_mask)
-    assert pooling.is_shared(shared, None, no_mask)
-    assert not pooling.is_shared(shared.contiguous(), None, no_mask)
-    assert not pooling.is_shared(row.expand(B, 2, -1), None, no_mask)  # two positions
-    assert not pooling.is_shared(shared, torch.zeros(B, 3, D), no_mask)  # other values
-    assert not pooling.is_shared(shared, None, torch.zeros(1, 3))  # an attention mask
+    assert is_shared(row, None, no_mask)
+    assert is_shared(shared, None, no_mask)
+    assert not is_shared(shared.contiguous(), None, no_mask)
+    assert not is_shared(row.expand(B, 2, -1), None, no_mask)  # two positions
+    assert not is_shared(shared, torch.zeros(B, 3, D), no_mask)  # other values
+    assert not is_shared(shared, None, torch.zeros(1, 3))  # an attention mask
 
 
 def test_shared_and_general_path_agree() -> None:
@@ -102,6 +103,18 @@ def test_shared_and_general_path_agree() -> None:
     for need in (False, True):
         one, two = (pool(q, features, present=present, return_info=need) for q in (query, copied))
         torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("tracked", [False, True])
+def test_zeroing_absent_slots(dtype: torch.dtype, tracked: bool) -> None:
+    present = torch.tensor([[True, False, True], [False, True, True]])
+    x = torch.randn(2, D, 3).to(dtype).transpose(1, 2)  # not contiguous
+    x[0, 1], x[1, 0], x[1, 2, 0] = float("nan"), float("-inf"), float("nan")
+    expected = x.masked_fill(~present[..., None], 0.0)
+    found = pooling.zero_absent(x.requires_grad_(tracked), present)
+    assert found.requires_grad == tracked
+    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_second_derivatives_of_the_shared_path() -> None:

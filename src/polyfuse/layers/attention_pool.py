@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from polyfuse import functional as PF
 from polyfuse.layers import pooling
 from polyfuse.layers.curriculum_masking import CurriculumMasking
+from polyfuse.layers.masks import is_shared, read_masks
 from polyfuse.layers.pooling import multimodal_attention_pool
 
 __all__ = ["FusionPool", "MultimodalAttentionPool", "create_fusion_pool", "multimodal_attention_pool"]
@@ -146,7 +147,7 @@ class MultimodalAttentionPool(nn.Module):
             query, key = query.transpose(0, 1), key.transpose(0, 1)
             value = None if value is None else value.transpose(0, 1)
         self._check_shapes(query, key, value)
-        masks = pooling.read_masks(key, self.num_heads, key_padding_mask, attn_mask, present)
+        masks = read_masks(key, self.num_heads, key_padding_mask, attn_mask, present)
         self._check_empty(masks.present)
         masking = self.curriculum_masking
         sampling = masking is not None and masking.active and drop is None
@@ -164,7 +165,7 @@ class MultimodalAttentionPool(nn.Module):
                 self._weights(),
                 self.num_heads,
                 masks,
-                shared=pooling.is_shared(query, value, attn_mask),
+                shared=is_shared(query, value, attn_mask),
                 masking=masking,
                 sampling=sampling,
                 drop=drop,
@@ -199,10 +200,10 @@ class MultimodalAttentionPool(nn.Module):
         if not self.batch_first:
             query, key = query.transpose(0, 1), key.transpose(0, 1)
         self._check_shapes(query, key, None)
-        masks = pooling.read_masks(key, self.num_heads, None, None, present)
+        masks = read_masks(key, self.num_heads, None, None, present)
         here = torch.ones(key.shape[:2], dtype=torch.bool, device=key.device) if present is None else present
-        key = key.masked_fill(~here[..., None], 0.0)
-        if pooling.is_shared(query, None, None):
+        key = pooling.zero_absent(key, here)
+        if is_shared(query, None, None):
             projected = pooling.fold_query(query[:1], key, self._weights(), self.num_heads)
         else:
             projected = pooling.project(query, key, None, self._weights(), self.num_heads)

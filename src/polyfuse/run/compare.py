@@ -18,7 +18,8 @@ from polyfuse.report.table import console_text
 from polyfuse.run import folder as place
 from polyfuse.run.reports import blank_report
 from polyfuse.run.source import Say, quiet, resolve
-from polyfuse.studies.compare import Plan, Task, cache_features, compare_arms, oracle_plan
+from polyfuse.studies.arms import Plan, Task
+from polyfuse.studies.compare import cache_features, compare_arms, oracle_plan
 
 REFERENCE = "reference"
 

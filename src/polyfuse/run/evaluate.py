@@ -17,7 +17,8 @@ from polyfuse.report.table import console_text
 from polyfuse.run.folder import Run, load
 from polyfuse.run.reports import data_summary, run_report
 from polyfuse.run.source import Say, quiet
-from polyfuse.studies.compare import Task, oracle_plan, train_oracles
+from polyfuse.studies.arms import Task
+from polyfuse.studies.compare import oracle_plan, train_oracles
 
 
 @dataclass(frozen=True)

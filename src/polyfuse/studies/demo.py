@@ -26,7 +26,8 @@ from polyfuse.report.format import format_value
 from polyfuse.report.records import DataSummary, Metric, ModalitySummary, ReportData
 from polyfuse.report.render import write_report
 from polyfuse.report.table import console_text
-from polyfuse.studies.compare import Outcome, Plan, Say, Task, cache_features, compare_arms, oracle_plan
+from polyfuse.studies.arms import Outcome, Plan, Task
+from polyfuse.studies.compare import Say, cache_features, compare_arms, oracle_plan
 
 REFERENCE, DEFAULT, AECF = "reference", "default", "aecf"
 RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

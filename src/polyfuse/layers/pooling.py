@@ -58,8 +58,8 @@ def _bias_parts(bias: Tensor | None, parts: int) -> list[Tensor | None]:
 def zero_absent(x: Tensor, present: Tensor) -> Tensor:
     """``x`` with zeros, whatever was there, in the slots that are absent.
 
-    ``masked_fill``, which PyTorch does not vectorise on CPU. Where no gradient is asked for, bits are masked instead, five
-    times as fast: any bits and zero are zero, NaN too.
+    It is ``masked_fill``, which PyTorch does not vectorise on CPU. Where no gradient is asked for, bits are masked
+    instead, five times as fast: any bits and zero are zero, NaN too.
 
     Shape:
         - x: ``(B, M, D)``; present: ``(B, M)`` bool; returns ``(B, M, D)``.

@@ -144,7 +144,7 @@ def test_paired_worst_compares_worst_with_worst(task: Task) -> None:
     subsets = np.array([[True, False], [True, True]])
 
     def outcome(losses: list[list[float]]) -> Outcome:
-        judgement = Judgement([], {}, {}, [], [], [], subsets, np.array(losses, np.float32))
+        judgement = Judgement([], {}, {}, [], [], [], subsets, *2 * [np.array(losses, np.float32)])
         return Outcome("x", 0, {}, 0.0, 0.0, None, 0.0, judgement)
 
     ours = outcome([[0, 0, 0, 1], [0, 0, 1, 1]])  # accuracies 0.75, 0.5: worst 0.5

@@ -168,7 +168,11 @@ def train_and_judge(task: Task, plan: Plan, settings: Mapping[str, Any], judged:
             scales=fit_scales(train),
         )
         if len(test) < len(task.test):
-            judgement = replace(judgement, losses=_spread_out(judgement.losses, task.test, plan.uses))
+            judgement = replace(
+                judgement,
+                losses=_spread_out(judgement.losses, task.test, plan.uses),
+                nll=_spread_out(judgement.nll, task.test, plan.uses),
+            )
     return Outcome(
         name=plan.name,
         seed=plan.train.seed,

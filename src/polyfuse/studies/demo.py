@@ -68,41 +68,54 @@ class Check:
     """Whether the data set is fit for the question: each input helps, none suffices.
 
     Attributes:
-        alone: Accuracy of every input alone.
+        arm: The arm it is read from: the one with the lowest validation loss.
+        alone: Accuracy with every input alone.
         majority: Accuracy of always naming the most frequent class.
-        pair: The best pair of inputs.
-        pair_accuracy: Its accuracy.
-        complete: Accuracy with all three.
-        gain: All three minus the best pair, with its interval by concept.
+        pair: The pair of inputs with the lowest log loss.
+        pair_accuracy: Accuracy with that pair.
+        accuracy: Accuracy with all three.
+        gain: All three minus the pair, in accuracy.
+        loss: All three minus the pair, in log loss (nats), after calibration.
     """
 
+    arm: str
     alone: dict[str, float]
     majority: float
     pair: tuple[str, ...]
     pair_accuracy: float
-    complete: float
+    accuracy: float
     gain: Interval
+    loss: Interval
+
+    @property
+    def informative(self) -> bool:
+        """Whether every input alone is worth much more than none."""
+        return all(value > 1.5 * self.majority for value in self.alone.values())
+
+    @property
+    def ceiling(self) -> bool:
+        """Whether an input alone leaves little to do."""
+        return max(self.alone.values()) >= CEILING
+
+    @property
+    def all_beat_the_pair(self) -> bool:
+        """Whether all three are surely better than the best pair, judged by log loss: it sees more than accuracy."""
+        return self.loss.high < 0 and self.gain.mean > 0
 
     def lines(self) -> list[str]:
         """What was checked, in sentences."""
         shown = ", ".join(f"{name} {_percent(value)}" for name, value in self.alone.items())
-        informative = all(value > 1.5 * self.majority for value in self.alone.values())
-        below = max(self.alone.values()) < CEILING
-        words = [
-            "each input alone is informative" if informative else "NOT every input alone is informative",
-            "none is near the ceiling" if below else "one input alone is near the ceiling",
-        ]
-        beats = "beat" if self.gain.low > 0 else "do not surely beat"
+        informative = "each is informative" if self.informative else "NOT each is informative"
+        ceiling = "one is near the ceiling" if self.ceiling else "none is near the ceiling"
+        beat = "beat" if self.all_beat_the_pair else "do not surely beat"
+        loss = f"{self.loss.mean:+.3f} nats of log loss ({self.loss.low:+.3f} to {self.loss.high:+.3f})"
         mean, low, high = (100 * value for value in self.gain)
-        interval = f"{mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
         return [
+            f"Inputs alone: {shown}; the most frequent class is {_percent(self.majority)}: {informative}, {ceiling}.",
             (
-                f"Alone: {shown}; always naming the most frequent class: {_percent(self.majority)}. "
-                f"So {words[0]} and {words[1]}."
-            ),
-            (
-                f"All three inputs {beats} the best pair, {' + '.join(self.pair)}: {_percent(self.complete)} against "
-                f"{_percent(self.pair_accuracy)} ({interval} by concept; default recipe)."
+                f"All three inputs {beat} the best pair, {' + '.join(self.pair)}: {_percent(self.accuracy)} against "
+                f"{_percent(self.pair_accuracy)}, {mean:+.1f} points ({low:+.1f} to {high:+.1f}) and {loss}; 95 % "
+                f"intervals by concept, of {self.arm}, the arm with the lowest validation loss."
             ),
         ]
 
@@ -190,7 +203,7 @@ def run_demo(
         workers=workers,
         say=say,
     )
-    check = check_inputs(outcomes[DEFAULT], tables)
+    check = check_inputs(report, outcomes, tables)
     report.default, report.watch = DEFAULT, (AECF,)
     report.headroom += check.lines()
     report.commands = [this_command()]
@@ -245,33 +258,38 @@ def arms(size: Scale) -> list[Plan]:
     ]
 
 
-def check_inputs(outcomes: Sequence[Outcome], tables: EmojiTables) -> Check:
+def check_inputs(report: ReportData, outcomes: Mapping[str, Sequence[Outcome]], tables: EmojiTables) -> Check:
     """Whether each input alone is informative, none near the ceiling, and all three beat the best pair.
 
     Args:
-        outcomes: Of one arm, one per seed, judged on all subsets of the test rows.
+        report: For the arms.
+        outcomes: By arm, one per seed, judged on all subsets of the test rows.
         tables: For the classes and the concepts of the test rows.
     """
-    judged = [outcome.judgement for outcome in outcomes if outcome.judgement is not None]
-    subsets = judged[0].subsets
+    fusions = [arm for arm in report.arms if arm.kind in ("arm", "reference")]
+    best = min(fusions, key=lambda arm: float(np.mean([o.validation_loss for o in outcomes[arm.name]])))
+    judged = [outcome.judgement for outcome in outcomes[best.name] if outcome.judgement is not None]
+    subsets, concepts = judged[0].subsets, tables.groups["test"].numpy()
     right_RSN = 1.0 - np.stack([j.losses for j in judged]).astype(np.float64)
-    accuracy_S = right_RSN.mean(axis=(0, 2))
-    sizes = subsets.sum(axis=1)
-    pair = max(np.flatnonzero(sizes == 2), key=lambda s: accuracy_S[s])
-    complete = int(np.flatnonzero(sizes == len(MODALITIES))[0])
+    nll_RSN = np.stack([j.nll for j in judged]).astype(np.float64)
+    accuracy_S, nll_S, size_S = right_RSN.mean(axis=(0, 2)), nll_RSN.mean(axis=(0, 2)), subsets.sum(axis=1)
+    pair = int(min(np.flatnonzero(size_S == 2), key=lambda s: nll_S[s]))
+    complete = int(np.flatnonzero(size_S == len(MODALITIES))[0])
     target = tables.test.target
     assert target is not None  # noqa: S101 - the set has targets
     return Check(
+        arm=best.title,
         alone={
             name: float(accuracy_S[s])
             for m, name in enumerate(MODALITIES)
-            for s in np.flatnonzero((sizes == 1) & subsets[:, m])
+            for s in np.flatnonzero((size_S == 1) & subsets[:, m])
         },
         majority=float(torch.bincount(target).max()) / len(target),
         pair=tuple(name for name, here in zip(MODALITIES, subsets[pair], strict=True) if here),
         pair_accuracy=float(accuracy_S[pair]),
-        complete=float(accuracy_S[complete]),
-        gain=paired_difference(right_RSN[:, complete], right_RSN[:, pair], tables.groups["test"].numpy()),
+        accuracy=float(accuracy_S[complete]),
+        gain=paired_difference(right_RSN[:, complete], right_RSN[:, pair], concepts),
+        loss=paired_difference(nll_RSN[:, complete], nll_RSN[:, pair], concepts),
     )
 
 

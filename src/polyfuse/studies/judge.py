@@ -49,6 +49,7 @@ class Judgement:
         reliability: Diagrams per subset and stage.
         subsets: ``(S, M)`` bool, the order of ``losses``.
         losses: ``(S, N)`` loss of every row on every subset (error, Hamming or squared error); NaN where it lacks one.
+        nll: ``(S, N)`` the same of the negative log-likelihood, after calibration where there is one.
     """
 
     records: list[Record]
@@ -59,6 +60,7 @@ class Judgement:
     reliability: list[Record]
     subsets: NDArray[np.bool_]
     losses: NDArray[np.float32]
+    nll: NDArray[np.float32]
 
     def add_to(self, report: ReportData, arm: str, seed: int, *, reliability: bool = True) -> None:
         """Append everything to a report under ``arm`` and ``seed``."""
@@ -131,6 +133,7 @@ def judge(
         reliability=reliability_records(swept, task, calibration, bins=evaluate.bins),
         subsets=masks,
         losses=row_losses(swept, task).astype(np.float32),
+        nll=row_losses(swept, task, "nll", calibration).astype(np.float32),
     )
 
 

@@ -1,9 +1,10 @@
 """The `data:` part of a configuration: the table, which columns are which modality, the target, the split."""
 
 import difflib
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -137,6 +138,13 @@ class SplitConfig(_Frozen):
     )
     seed: int = Field(default=0, ge=0, description="another seed gives another split; the row order never matters")
 
+    @field_validator("ratios", mode="before")
+    @classmethod
+    def _three(cls, ratios: Any) -> Any:
+        if not isinstance(ratios, list | tuple) or len(ratios) != 3:
+            raise ValueError("must be three shares: of train, validation and test, e.g. [0.7, 0.15, 0.15]")
+        return ratios
+
     @field_validator("ratios")
     @classmethod
     def _shares(cls, ratios: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -248,24 +256,60 @@ def explain_validation(error: ValidationError, model: type[BaseModel], prefix: s
         model: The model that was being built, to know its keys.
         prefix: Where that model lives in a larger file, such as ``"data."``.
     """
-    sentences = []
+    found: dict[str, list[Any]] = {}
     for item in error.errors():
-        loc = tuple(item["loc"])
-        key = (prefix + ".".join(str(part) for part in loc)).rstrip(".") or model.__name__
-        if item["type"] == "extra_forbidden":
-            owner = _model_at(model, loc[:-1])
-            known = list(owner.model_fields) if owner else []
-            hint = nearest(str(loc[-1]), known) or (f"; known: {', '.join(known)}" if known else "")
-            sentences.append(f"unknown key '{key}' (value {item['input']!r}){hint}")
-        elif item["type"] == "missing":
-            sentences.append(f"'{key}' is required; add it")
-        else:
-            rule = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            value = repr(item["input"])
-            shown = value if len(value) <= 80 else value[:77] + "..."
-            sentences.append(f"'{key}' {rule}, got {shown}" if item["type"] != "value_error" else f"'{key}': {rule}")
+        loc = tuple(part for part in item["loc"] if not _BRANCH.fullmatch(str(part)))
+        found.setdefault((prefix + ".".join(map(str, loc))).rstrip("."), []).append((loc, item))
+    # Of a value that may be this or that, the branch that was entered says what is wrong.
+    keys = [key for key in found if not (key and any(other.startswith(f"{key}.") for other in found))]
+    sentences = [_sentence(model, key, *zip(*found[key], strict=True)) for key in keys]
     more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
     return "; ".join(sentences[:3]) + more
+
+
+#: What pydantic puts into a place for a branch of a union, which is no key.
+_BRANCH = re.compile(r"str|int|float|bool|(literal|tuple|list|dict|function-\w+|constrained-\w+)\[.*")
+
+#: Words of pydantic that only a programmer knows.
+_WORDS = (
+    (r"^Value error, |^(Input|Tuple|List|String|Dictionary|Keys) ", ""),
+    (r", got a number with a fractional part| after validation, not \d+", ""),
+    (r"a valid dictionary( or instance of \w+)?", "a mapping (key: value)"),
+    (r"a valid tuple", "a list"),
+    (r"a valid string", "a text"),
+    (r"a valid (number|integer|boolean), unable to .*", r"a \1"),
+    (r"a valid ", "a "),
+    (r"a boolean", "true or false"),
+    (r"a integer", "an integer"),
+)
+
+
+def _sentence(model: type[BaseModel], key: str, locs: Sequence[tuple[Any, ...]], items: Sequence[Any]) -> str:
+    """What is wrong with one key; several items are the branches of a union."""
+    loc, item = locs[0], items[0]
+    if item["type"] == "extra_forbidden":
+        owner = _model_at(model, loc[:-1])
+        known = list(owner.model_fields) if owner else []
+        hint = nearest(str(loc[-1]), known) or (f"; known: {', '.join(known)}" if known else "")
+        return f"unknown key '{key}' (value {item['input']!r}){hint}"
+    if item["type"] == "missing":
+        return f"'{key}' is required; add it"
+    rules = []
+    for each in items:
+        rule = each["msg"]
+        for pattern, word in _WORDS:
+            rule = re.sub(pattern, word, rule)
+        rules.append(rule)
+    rule = rules[0] + "".join(f" or {r.removeprefix('should be ')}" for r in dict.fromkeys(rules[1:]))
+    value = repr(item["input"]) if item["input"] is not None else "null"
+    got = f", got {value if len(value) <= 80 else value[:77] + '...'}"
+    if item["type"] == "string_type" and not isinstance(item["input"], None | list | Mapping):
+        got += "; put it in quotes"
+    if item["type"] != "value_error":
+        return f"'{key}' {rule}{got}"
+    if ", got " in rule or isinstance(item["input"], Mapping):  # a rule between keys: the value would be all of them
+        got = ""
+    return f"'{key}': {rule}{got}" if key else rule
 
 
 def validate(model: type[Model], value: Any, prefix: str = "") -> Model:

@@ -3,7 +3,9 @@
 Every command imports what it needs when it runs, so that ``polyfuse --help`` answers without PyTorch.
 """
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,11 +35,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to override, such as train.lr=1e-3.", metavar="[KEY=VALUE]...")
 ]
+Target = Annotated[
+    list[str] | None,
+    typer.Option(help="The column to predict, when a table is given; repeated for several 0/1 columns."),
+]
 
 
 def say(message: str) -> None:
-    """One line of log, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """One line of log, on stderr; work goes on when nobody reads it any more."""
+    with contextlib.suppress(BrokenPipeError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def emit(result: Any, as_json: bool, text: Callable[[], str]) -> None:
@@ -82,16 +89,22 @@ def demo(
 @app.command()
 def inspect(
     table: Annotated[Path, typer.Argument(help="A .csv, .parquet or .jsonl table.")],
-    target: Annotated[str | None, typer.Option(help="The column to predict; guessed and named when left out.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="The column to predict, repeated for several 0/1 columns; guessed and named when left out."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the proposed config here (YAML).")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="What separates the cells of a CSV; seen from its header when left out.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the modalities, the holes and the balance of a table, and propose a config."""
     from polyfuse.run import inspect_table
 
-    result = inspect_table(table, target=target, output=output, say=say)
+    result = inspect_table(table, target=target, output=output, delimiter=delimiter, say=say)
     emit(result.to_dict(), as_json, result.text)
 
 
@@ -101,7 +114,7 @@ def train(
         Path, typer.Argument(help="A config (.yaml), or a table with --target, or with --resume a run folder.")
     ],
     overrides: Overrides = None,
-    target: Annotated[str | None, typer.Option(help="The column to predict, when SOURCE is a table.")] = None,
+    target: Target = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; default runs/NAME-N. Never overwritten.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="SOURCE is an interrupted run: carry on to the same result.")
@@ -164,7 +177,7 @@ def compare(
         str, typer.Option(help="Comma-separated fusions; see polyfuse list fusions.")
     ] = "concat,late,gated,aecf",
     seeds: Annotated[int, typer.Option(help="Seeds per arm.")] = 5,
-    target: Annotated[str | None, typer.Option(help="The column to predict, when CONFIG is a table.")] = None,
+    target: Target = None,
     frozen: Annotated[
         bool, typer.Option("--frozen", help="Train the encoders once, freeze and cache them; arms train the fusion.")
     ] = False,
@@ -256,10 +269,18 @@ def weights_fetch(
         print(fetch(name, say=say))
 
 
+def _reader_gone() -> int:
+    """Whoever read the result, such as `head`, has what it wanted: no failure. Python must not flush at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
         status = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
         return int(status or 0)
     except _Misuse as error:
         error.show()
@@ -270,6 +291,11 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         say("polyfuse: interrupted")
         return 130
+    except SystemExit as left:  # typer answers a closed pipe by 1; a run ended by SIGTERM says so itself
+        return _reader_gone() if left.code == 1 else int(left.code or 0)
     except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        return _reader_gone()
+    except OSError as error:
+        where = f"'{error.filename}': " if error.filename else ""
+        say(f"polyfuse: {where}{error.strerror or error}")
+        return 1

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from polyfuse.config import load_config
 from polyfuse.errors import UserError
 from polyfuse.run import compare_runs, evaluate_run
+from polyfuse.run.compare import _arm
 from polyfuse.run.folder import Run
 
 
@@ -46,4 +48,14 @@ def test_mistakes_are_one_sentence(config: Path, tmp_path: Path) -> None:
         compare_runs(config, fusions=["conct"], out=tmp_path / "x")
     with pytest.raises(UserError, match="--seeds must be at least 1, got 0"):
         compare_runs(config, seeds=0, out=tmp_path / "x")
+    with pytest.raises(UserError, match="--workers must be at least 1, got 0"):
+        compare_runs(config, workers=0, out=tmp_path / "x")
+    with pytest.raises(UserError, match="has no column 'zz'"):
+        compare_runs(config, overrides=["data.id=zz"], out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_arguments_of_the_configs_fusion_stay_with_it(config: Path) -> None:
+    settings = load_config(config, ["model.fusion=aecf", "model.fusion_args.num_heads=2"])
+    assert _arm(settings, "aecf").fusion_args == {"num_heads": 2}
+    assert _arm(settings, "late").fusion_args == {}

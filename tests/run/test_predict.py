@@ -1,6 +1,7 @@
 """Every row of a table has its own answer, whatever is broken in it."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -105,6 +106,28 @@ def test_missing_columns_are_missing_inputs(run: Run, table: Path, tmp_path: Pat
     assert any("no column 'picture': 'picture' is missing in every row" in line for line in said)
 
 
+def test_a_table_without_a_row_and_one_without_a_readable_row(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "none.csv").write_text("id,name\n", encoding="utf-8")
+    for name in ("p.csv", "p.parquet"):
+        assert predict_table(run, tmp_path / "none.csv", output=tmp_path / name).rows == 0
+    assert (tmp_path / "p.csv").read_text(encoding="utf-8").startswith("row,id,prediction,confidence,set,abstain,")
+    typed = pq.read_table(tmp_path / "p.parquet")
+    (tmp_path / "bad.csv").write_text("id,name\n1\n2\n", encoding="utf-8")
+    found = predict_table(run, tmp_path / "bad.csv", output=tmp_path / "q.parquet")
+    assert (found.rows, found.answered, found.unreadable) == (2, 0, 2)
+    assert pq.read_table(tmp_path / "q.parquet").schema == typed.schema
+
+
+def test_the_delimiter_of_the_run_holds_where_the_table_has_it(run: Run, tmp_path: Path) -> None:
+    config = run.encoder.config.model_copy(update={"delimiter": "^"})
+    other = dataclasses.replace(run, encoder=dataclasses.replace(run.encoder, config=config))
+    (tmp_path / "caret.csv").write_text("id^name\na^red heart\n", encoding="utf-8")
+    (tmp_path / "comma.csv").write_text("id,name\na,red heart\n", encoding="utf-8")
+    for name in ("caret", "comma"):
+        predict_table(other, tmp_path / f"{name}.csv", output=tmp_path / f"p-{name}.csv")
+        assert [(r["id"], r["present"]) for r in read(tmp_path / f"p-{name}.csv")] == [("a", "name")]
+
+
 def test_mistakes_are_one_sentence(run: Run, table: Path, tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"'other.csv' has none of the run's input columns \('picture'"):
@@ -113,6 +136,12 @@ def test_mistakes_are_one_sentence(run: Run, table: Path, tmp_path: Path) -> Non
         predict_table(run, table, output=tmp_path / "p.xls")
     with pytest.raises(UserError, match="does not exist; make it"):
         predict_table(run, table, output=tmp_path / "no" / "p.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match="is a folder; name a file in it"):
+        predict_table(run, table, output=tmp_path / "folder.csv")
+    (tmp_path / "blank.jsonl").write_text("\n\n", encoding="utf-8")
+    with pytest.raises(UserError, match="it has no row"):
+        predict_table(run, tmp_path / "blank.jsonl", output=tmp_path / "p.csv")
     assert not list(tmp_path.glob(".*tmp"))
 
 

@@ -81,10 +81,38 @@ def test_a_run_is_never_overwritten(run: Run, config: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    "override", ["data.id=nothing", "model.fusion_args.nothing=1", "train.class_weights.nothing=2"]
+)
+def test_a_mistake_leaves_the_folder_free(config: Path, tmp_path: Path, override: str) -> None:
+    for out in (tmp_path / "new", tmp_path / "new"):
+        with pytest.raises(UserError, match="nothing"):
+            train_run(config, overrides=[override], out=out, progress=False)
+        assert not out.exists()
+
+
+def test_an_interrupt_at_any_time_says_how_to_carry_on(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("prepare", "fit", "finish"):
+        said: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(f"polyfuse.run.train.{place}", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                train_run(config, overrides=["train.steps=2"], out=tmp_path / f"{place} 1", say=said.append)
+        assert said[-1] == f"interrupted; carry on with: polyfuse train --resume '{tmp_path}/{place} 1'"
+    assert train_run(tmp_path / "prepare 1", resume=True, progress=False) is not None
+
+
+@pytest.mark.parametrize(
     ("source", "options", "message"),
     [
         ("missing.yaml", {}, "cannot read the config 'missing.yaml'"),
         ("missing.csv", {"target": "x"}, "table 'missing.csv' does not exist"),
+        ("missing.csv", {"target": ["x", "y"]}, "table 'missing.csv' does not exist"),
+        ("missing.yaml", {"target": ["x", "y"]}, r"use data.target=\[x,y\]"),
         ("missing.csv", {}, "which column of 'missing.csv' is to be predicted"),
         ("missing.yaml", {"target": "x"}, "--target belongs to a table"),
         ("missing", {"resume": True}, "'missing' is not a run folder"),

@@ -55,8 +55,10 @@ def csv_header(path: Path, delimiter: str | None = None) -> Header:
     """Read the first record.
 
     Raises:
-        UserError: If the file is not UTF-8 text or its header cannot be parsed.
+        UserError: If the file is not UTF-8 text or its header cannot be parsed, or ``delimiter`` is no single sign.
     """
+    if delimiter is not None and (len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n'):
+        raise UserError(f"the delimiter must be one ASCII character, no quote and no line break, got {delimiter!r}")
     with open_input(path) as stream:
         data, at_eof = b"", False
         while b"\n" not in data[len(_BOM) :].lstrip(b"\r\n") and len(data) < LONGEST_RECORD and not at_eof:

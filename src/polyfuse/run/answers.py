@@ -144,7 +144,10 @@ def _finite(value: Any) -> float | None:
 @torch.inference_mode()
 def answers(model: FusionModel, batch: Batch, target: TargetSpec, calibration: Calibration | None) -> Answers:
     """Run a model on encoded rows and calibrate what it says."""
-    logits = model(batch.inputs, batch.present).logits.float().numpy()
+    if len(batch):
+        logits = model(batch.inputs, batch.present).logits.float().numpy()
+    else:
+        logits = np.zeros((0, 2 if target.task == "regression" else len(target.classes)), np.float32)
     present = batch.present.numpy()
     empty = ~present.any(axis=1)
     sets: NDArray[Any] | None

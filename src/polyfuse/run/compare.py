@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyfuse.config import ModelConfig, RunConfig, make_config, save_config
+from polyfuse.config import ModelConfig, RunConfig, make_config, save_config, to_dict
 from polyfuse.data.encode import Prepared, prepare
 from polyfuse.errors import UserError
 from polyfuse.files import new_folder, write_json
@@ -17,7 +17,7 @@ from polyfuse.report.render import write_report
 from polyfuse.report.table import console_text
 from polyfuse.run import folder as place
 from polyfuse.run.reports import blank_report
-from polyfuse.run.source import Say, quiet, resolve
+from polyfuse.run.source import Say, Target, quiet, resolve
 from polyfuse.studies.arms import Plan, Task
 from polyfuse.studies.compare import cache_features, compare_arms, oracle_plan
 
@@ -51,7 +51,7 @@ def compare_runs(
     overrides: Sequence[str] = (),
     fusions: Sequence[str] = ("concat", "late", "gated", "aecf"),
     seeds: int = 5,
-    target: str | None = None,
+    target: Target = None,
     frozen: bool = False,
     oracles: bool = False,
     out: Path | None = None,
@@ -68,7 +68,7 @@ def compare_runs(
         overrides: ``key=value`` settings.
         fusions: Names; every one is trained with the config's masking.
         seeds: Seeds per arm, 0 to ``seeds - 1``.
-        target: The column to predict, when ``source`` is a table.
+        target: The column to predict, or several of 0 and 1, when ``source`` is a table.
         frozen: Train the encoders once, alone, and cache their features; the arms then train fusion and head. The
             spread over seeds covers these only.
         oracles: Also one model per combination of inputs, for the regret.
@@ -83,10 +83,39 @@ def compare_runs(
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {seeds}")
     config = resolve(source, overrides, target, say)
-    arms = {name: make_config(config, [f"model.fusion={name}"]).model for name in dict.fromkeys(fusions)}
+    if workers < 1:
+        raise UserError(f"--workers must be at least 1, got {workers}")
+    if not fusions:
+        raise UserError("--fusions names no fusion; see polyfuse list fusions")
+    arms = {name: _arm(config, name) for name in dict.fromkeys(fusions)}
     folder = new_folder(f"compare-{Path(config.data.table).stem}", out)
-    save_config(config, folder / place.CONFIG)
-    write_json(folder / place.VERSIONS, versions())
+    with place.emptied_on_mistake(folder):
+        save_config(config, folder / place.CONFIG)
+        write_json(folder / place.VERSIONS, versions())
+        report = _compare(config, arms, folder, seeds, frozen, oracles, workers, say)
+    report.seconds = time.perf_counter() - started
+    write_report(report, folder)
+    return Compared(folder, report)
+
+
+def _arm(config: RunConfig, fusion: str) -> ModelConfig:
+    """The config's model with another fusion, whose arguments are those of the config's own fusion no more."""
+    own: dict[str, Any] = {} if fusion == config.model.fusion else {"fusion_args": {}}
+    tree = to_dict(config)
+    return make_config({**tree, "model": {**tree["model"], "fusion": fusion, **own}}).model
+
+
+def _compare(
+    config: RunConfig,
+    arms: dict[str, ModelConfig],
+    folder: Path,
+    seeds: int,
+    frozen: bool,
+    oracles: bool,
+    workers: int,
+    say: Say,
+) -> ReportData:
+    """Read the table, train every arm, fill the report."""
     prepared = prepare(config.data, folder=folder)
     for line in prepared.lines():
         say(line)
@@ -113,9 +142,7 @@ def compare_runs(
     report.default = "concat" if "concat" in arms else None
     report.watch = tuple(name for name in ("aecf",) if name in arms)
     report.commands = [this_command()]
-    report.seconds = time.perf_counter() - started
-    write_report(report, folder)
-    return Compared(folder, report)
+    return report
 
 
 def _task(config: RunConfig, prepared: Prepared, frozen: bool, workers: int, report: ReportData, say: Say) -> Task:

@@ -6,7 +6,9 @@ and CSV, ``versions.json``.
 Text, JSON and safetensors only: a foreign run folder runs no code when it is loaded.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from polyfuse.files import read_json
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.run.answers import Answer, answer_batch
 from polyfuse.train.build import build_model
-from polyfuse.train.checkpoint import BEST, load_model, read_checkpoint
+from polyfuse.train.checkpoint import BEST, LAST, load_model, read_checkpoint
 
 CONFIG, ENCODER, CALIBRATION = "config.yaml", "encoder.json", "calibration.json"
 PROBLEMS, VERSIONS, SUMMARY = "problems.json", "versions.json", "summary.json"
@@ -78,6 +80,23 @@ def load(folder: Path | str) -> Run:
     if (folder / CALIBRATION).is_file():
         calibration = Calibration.from_dict(read_json(folder / CALIBRATION))
     return Run(folder, config, encoder, model.eval(), calibration)
+
+
+@contextlib.contextmanager
+def emptied_on_mistake(folder: Path) -> Iterator[None]:
+    """Empty a new folder again, and remove it, when the user's mistake shows before a checkpoint is in it.
+
+    The mended command may then name the same folder. Whatever else ends the block leaves a run to resume.
+    """
+    try:
+        yield
+    except UserError:
+        if not (folder / LAST).exists():
+            for child in folder.iterdir():
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
+            with contextlib.suppress(OSError):  # it may be the folder we stand in
+                folder.rmdir()
+        raise
 
 
 def load_encoder(folder: Path) -> TableEncoder:

@@ -1,6 +1,7 @@
 """`polyfuse inspect`: look at a table, show its holes, propose a config."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,23 +34,31 @@ class Inspection:
 
 
 def inspect_table(
-    table: Path, *, target: str | None = None, output: Path | None = None, say: Say = quiet
+    table: Path,
+    *,
+    target: str | Sequence[str] | None = None,
+    output: Path | None = None,
+    delimiter: str | None = None,
+    say: Say = quiet,
 ) -> Inspection:
     """Inspect a table.
 
     Args:
         table: CSV, Parquet or JSON Lines.
-        target: The column to predict; None = the likeliest, named.
+        target: The column to predict, or several of 0 and 1; None = the likeliest, named.
         output: Write the proposed config here.
+        delimiter: CSV: what separates cells; None looks at the header.
         say: Told nothing yet; results are the return value.
 
     Raises:
         UserError: If the table cannot be read, or ``output`` exists.
     """
-    proposal = propose(table, target=target)
+    if output is not None and output.exists():
+        raise UserError(f"'{output}' exists; delete it or choose another -o")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"the folder of '{output}' does not exist; make it or choose another -o")
+    proposal = propose(table, target=target, delimiter=delimiter)
     if output is not None:
-        if output.exists():
-            raise UserError(f"'{output}' exists; delete it or choose another -o")
         beside = os.path.relpath(table.resolve(), output.resolve().parent)
         proposal = replace(proposal, config=proposal.config.model_copy(update={"table": beside}))
     yaml = proposal.to_yaml()

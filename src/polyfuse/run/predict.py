@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from polyfuse.data.problems import Problems
-from polyfuse.data.table import Chunk, read_chunks, read_header
+from polyfuse.data.table import Chunk, read_chunks, read_header, table_format
 from polyfuse.errors import UserError
 from polyfuse.run.answers import answers
 from polyfuse.run.folder import Run, load
@@ -104,26 +105,38 @@ def predict_table(
     started = time.perf_counter()
     run = run if isinstance(run, Run) else load(run)
     table = Path(table)
-    _check_columns(run, table, say)
+    delimiter = _delimiter(run, table)
+    _check_columns(run, table, read_header(table, delimiter=delimiter), say)
     encoder = run.encoder
     if allow_outside:
         encoder = replace(encoder, config=encoder.config.model_copy(update={"allow_outside": True}))
     found = Predicted(output)
     with _writer(output) as writer:
         columns = [*encoder.config.input_columns, *([encoder.config.id] if encoder.config.id else [])]
-        for chunk in read_chunks(table, columns=columns, rows_per_chunk=ROWS):
+        chunks = read_chunks(table, columns=columns, rows_per_chunk=ROWS, delimiter=delimiter)
+        nothing = Chunk({name: [] for name in columns}, 0)  # a table without a row still has an answer: the header
+        for chunk in itertools.chain([next(chunks, nothing)], chunks):
             writer.write(_answer_chunk(replace(run, encoder=encoder), chunk, found))
     found.seconds = time.perf_counter() - started
     return found
 
 
-def _check_columns(run: Run, table: Path, say: Say) -> None:
+def _delimiter(run: Run, table: Path) -> str | None:
+    """The delimiter of the run's config where this table has it too; None = seen from the header."""
+    own = run.encoder.config.delimiter
+    if own is None or table_format(table) != "csv":
+        return None
+    return own if set(read_header(table, delimiter=own)) & set(run.encoder.config.input_columns) else None
+
+
+def _check_columns(run: Run, table: Path, known: Sequence[str], say: Say) -> None:
     """Say once which inputs the table cannot have; refuse one that has none."""
-    known = read_header(table)
     lacking = {name: [c for c in codec.columns if c not in known] for name, codec in run.encoder.codecs.items()}
     if all(len(missing) == len(run.encoder.codecs[name].columns) for name, missing in lacking.items()):
         wanted, has = (", ".join(map(repr, names[:12])) for names in (run.encoder.config.input_columns, known))
-        raise UserError(f"table '{table.name}' has none of the run's input columns ({wanted}); it has {has}")
+        raise UserError(
+            f"table '{table.name}' has none of the run's input columns ({wanted}); it has {has or 'no row'}"
+        )
     for name, missing in lacking.items():
         if missing:
             columns = ", ".join(map(repr, missing))
@@ -173,6 +186,8 @@ def _writer(output: Path | None) -> Iterator[Writer]:
     kind = output.suffix.lower()
     if kind not in (".csv", ".parquet"):
         raise UserError(f"predictions are written as .csv or .parquet, got '{output.name}'")
+    if output.is_dir():
+        raise UserError(f"'{output}' is a folder; name a file in it with -o")
     if not output.parent.is_dir():
         raise UserError(f"the folder of '{output}' does not exist; make it or choose another -o")
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")

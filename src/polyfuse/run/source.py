@@ -3,40 +3,44 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from polyfuse.config import RunConfig, load_config, make_config
+from polyfuse.config import RunConfig, load_config, make_config, parse_yaml
 from polyfuse.errors import UserError
 
 Say = Callable[[str], None]
+Target = str | Sequence[str] | None
 YAML = {".yaml", ".yml"}
 
 
-def resolve(source: Path, overrides: Sequence[str], target: str | None, say: Say) -> RunConfig:
+def resolve(source: Path, overrides: Sequence[str], target: Target, say: Say) -> RunConfig:
     """The config to run, its table as an absolute path.
 
     Args:
         source: A YAML config (its table is looked for beside it), or a table.
         overrides: ``key=value``.
-        target: The column to predict, when ``source`` is a table.
+        target: The column to predict, or several of 0 and 1, when ``source`` is a table.
         say: Told what was inferred from a table.
 
     Raises:
         UserError: If ``source`` does not exist, is a table without ``target``, or breaks a rule.
     """
     if source.suffix.lower() in YAML:
-        if target is not None:
-            raise UserError(f"--target belongs to a table, '{source.name}' is a config; use data.target={target}")
+        if target:
+            shown = target if isinstance(target, str) else target[0] if len(target) == 1 else f"[{','.join(target)}]"
+            raise UserError(f"--target belongs to a table, '{source.name}' is a config; use data.target={shown}")
         config = load_config(source, overrides)
     else:
         from polyfuse.data.inspect import propose
 
         if source.is_dir():
             raise UserError(f"'{source}' is a folder; give a config, a table, or --resume with a run folder")
-        if target is None:
+        if not target:
             raise UserError(f"which column of '{source.name}' is to be predicted? add --target COLUMN")
-        proposal = propose(source, target=target)
+        marks = [o.partition("=")[2] for o in overrides if o.startswith("data.delimiter=")]
+        mark = parse_yaml(marks[-1], "the value of 'data.delimiter'") if marks else None
+        proposal = propose(source, target=target, delimiter=mark if isinstance(mark, str) and mark else None)
+        config = make_config({"data": proposal.config.model_dump(mode="json")}, overrides)
         for line in proposal.lines():
             say(line)
-        config = make_config({"data": proposal.config.model_dump(mode="json")}, overrides)
     table = Path(config.data.table)
     if not table.is_absolute():
         base = source.parent if source.suffix.lower() in YAML else Path()

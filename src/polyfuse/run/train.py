@@ -1,6 +1,8 @@
 """`polyfuse train`: config or table in, run folder with calibrated model and report out."""
 
+import contextlib
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from polyfuse.report.render import write_report
 from polyfuse.report.table import console_text
 from polyfuse.run import folder as place
 from polyfuse.run.reports import run_report
-from polyfuse.run.source import Say, quiet, resolve
+from polyfuse.run.source import Say, Target, quiet, resolve
 from polyfuse.studies.judge import fit_calibration
 from polyfuse.train.build import build_model, parameter_count
 from polyfuse.train.devices import make_fabric
@@ -58,7 +60,7 @@ def train_run(
     source: Path,
     *,
     overrides: Sequence[str] = (),
-    target: str | None = None,
+    target: Target = None,
     out: Path | None = None,
     resume: bool = False,
     say: Say = quiet,
@@ -69,7 +71,7 @@ def train_run(
     Args:
         source: A YAML config, a table (then ``target`` is needed), or with ``resume`` a run folder.
         overrides: ``key=value`` settings.
-        target: The column to predict.
+        target: The column to predict, or several of 0 and 1.
         out: The run folder; None = ``runs/NAME-N``.
         resume: Carry on with an interrupted run; it ends with the same parameters as an uninterrupted one.
         say: Told what happens, line by line.
@@ -92,10 +94,27 @@ def train_run(
     if not first:
         say = quiet
     folder = source if resume else _folder_for_all(config, out, fabric, first)
-    if first and not resume:
-        save_config(config, folder / place.CONFIG)
-        write_json(folder / place.VERSIONS, versions())
-    say(f"run folder: {folder}")
+    try:
+        with place.emptied_on_mistake(folder) if first and not resume else contextlib.nullcontext():
+            if first and not resume:
+                save_config(config, folder / place.CONFIG)
+                write_json(folder / place.VERSIONS, versions())
+            say(f"run folder: {folder}")
+            prepared, model, result = _train(config, folder, fabric, first, progress, say)
+        if not first:
+            return None
+        say(f"trained {result.steps} steps in {result.seconds:.0f} s; judging every combination of inputs")
+        report = finish(config, folder, prepared, model, result, started)
+    except KeyboardInterrupt:
+        say(f"interrupted; carry on with: polyfuse train --resume {shlex.quote(str(folder))}")
+        raise
+    return Trained(folder, report, result)
+
+
+def _train(
+    config: RunConfig, folder: Path, fabric: Any, first: bool, progress: bool, say: Say
+) -> tuple[Prepared, FusionModel, FitResult]:
+    """Read the table and train: what every process does; the first one writes."""
     prepared = _prepare(config, folder, say)
     if first:
         write_json(folder / place.ENCODER, prepared.encoder.to_dict())
@@ -105,28 +124,20 @@ def train_run(
         f"training {config.model.fusion}: {parameter_count(model, trainable=True):,} parameters, "
         f"{len(prepared.train):,} rows, {len(prepared.validation):,} for validation"
     )
-    try:
-        result = fit(
-            model,
-            prepared.train,
-            prepared.validation,
-            config.train,
-            task=prepared.encoder.target.task,
-            masking=config.model.masking(),
-            classes=prepared.encoder.target.classes,
-            run_dir=folder,
-            resume=True,  # a fresh folder has nothing to resume from
-            progress=progress and first,
-            fabric=fabric,
-        )
-    except KeyboardInterrupt:
-        say(f"interrupted; carry on with: polyfuse train --resume {folder}")
-        raise
-    if not first:
-        return None
-    say(f"trained {result.steps} steps in {result.seconds:.0f} s; judging every combination of inputs")
-    report = finish(config, folder, prepared, model, result, started)
-    return Trained(folder, report, result)
+    result = fit(
+        model,
+        prepared.train,
+        prepared.validation,
+        config.train,
+        task=prepared.encoder.target.task,
+        masking=config.model.masking(),
+        classes=prepared.encoder.target.classes,
+        run_dir=folder,
+        resume=True,  # a fresh folder has nothing to resume from
+        progress=progress and first,
+        fabric=fabric,
+    )
+    return prepared, model, result
 
 
 def finish(
@@ -167,8 +178,8 @@ def _folder_for_all(config: RunConfig, out: Path | None, fabric: Any, first: boo
     return Path(made if fabric is None else fabric.broadcast(made))
 
 
-def _config_to_resume(source: Path, overrides: Sequence[str], target: str | None, out: Path | None) -> RunConfig:
-    if overrides or target is not None or out is not None:
+def _config_to_resume(source: Path, overrides: Sequence[str], target: Target, out: Path | None) -> RunConfig:
+    if overrides or target or out is not None:
         raise UserError("--resume carries on with the run's own settings; leave out KEY=VALUE, --target and --out")
     if not (source / place.CONFIG).is_file():
         raise UserError(f"'{source}' is not a run folder: it has no {place.CONFIG}; --resume takes a run folder")

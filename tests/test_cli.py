@@ -1,0 +1,77 @@
+"""Exit status, the two streams and one sentence for every mistake: what a shell sees."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polyfuse import cli
+
+TABLE = "a,b,y\n" + "".join(
+    f"{i / 7:.3f},{'red green' if i % 2 else 'blue'} {i % 5},{'pn'[i % 2]}\n" for i in range(40)
+)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "t.csv"
+    path.write_text(TABLE, encoding="utf-8")
+    return path
+
+
+def test_the_result_is_on_stdout_and_a_mistake_is_one_line_on_stderr(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["inspect", str(table)]) == 0
+    streams = capsys.readouterr()
+    assert "inputs:" in streams.out
+    assert streams.err == ""
+    assert cli.run(["inspect", str(table), "--target", "z"]) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err == "polyfuse: table 't.csv' has no column 'z'; its columns: 'a', 'b', 'y'\n"
+    assert cli.run(["inspect"]) == 2
+    assert "Missing argument" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line_and_status_1(
+    table: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(table))
+
+    monkeypatch.setattr("polyfuse.run.inspect.write_text", refuse)
+    assert cli.run(["inspect", str(table), "-o", str(table.parent / "c.yaml")]) == 1
+    assert capsys.readouterr().err == f"polyfuse: '{table}': Permission denied\n"
+
+
+def test_an_interrupt_is_130(table: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("polyfuse.run.inspect.propose", interrupt)
+    assert cli.run(["inspect", str(table)]) == 130
+
+
+def test_a_reader_that_has_enough_is_no_failure(table: Path) -> None:
+    for command in (["inspect", str(table)], ["list", "fusions"]):
+        process = subprocess.Popen(  # noqa: S603  our own code
+            [sys.executable, "-m", "polyfuse", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.close()  # as `head -0` does
+        error = process.communicate()[1] if process.stderr else b""
+        assert (process.returncode, error) == (0, b"")
+
+
+def test_several_targets_and_another_delimiter(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = table.parent / "caret.csv"
+    other.write_text("a^one^two\n" + "".join(f"{i / 7:.3f}^{i % 2}^{i % 3 % 2}\n" for i in range(40)))
+    assert cli.run(["inspect", str(other), "--delimiter", "^", "--target", "one", "--target", "two"]) == 0
+    text = capsys.readouterr().out
+    assert "target: one, two (multilabel)" in text
+    assert "delimiter: ^" in text
+    assert cli.run(["inspect", str(other), "--delimiter", "^^"]) == 2
+    assert "delimiter" in capsys.readouterr().err

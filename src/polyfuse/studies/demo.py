@@ -298,7 +298,7 @@ def _task(tables: EmojiTables, size: Scale, workers: int, say: Say) -> Task:
     model = ModelConfig(
         corruption=0.0,
         encoders={
-            "picture": EncoderConfig(embed_dim=32, args={"hidden_dim": 16, "dropout": 0.3}),
+            "picture": EncoderConfig(embed_dim=32, args={"dropout": 0.3}),
             "name": EncoderConfig(name="text_bag", embed_dim=16),
             "name_es": EncoderConfig(name="text_bag", embed_dim=16),
         },

@@ -6,7 +6,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from polyfuse.report.format import format_value, number
 from polyfuse.report.records import Metric, ReportData
-from polyfuse.report.summary import ArmSummary, Spread, Summary, subset_label, summarise
+from polyfuse.report.summary import ArmSummary, Spread, Summary, judged_rows, subset_label, summarise
 from polyfuse.report.verdict import plain_words as plain_words  # the table and what it says belong together
 
 MARKS = {"best": "●", "tie": "○"}
@@ -52,13 +52,14 @@ def columns(summary: Summary) -> list[Column]:
     level = summary.data.nominal_coverage
     promise = "" if level is None else f" (promised: {level:.0%})".replace("%", " %")
     many = len(summary.subsets) > 1
+    sets = "intervals" if summary.data.task == "regression" else "sets"
     everything = [
         Column("complete", "complete", unit, "metric", f"{metric.label} when every input is given"),
         Column("mean", "mean", unit, "metric", f"{metric.label}, averaged over all subsets of inputs"),
         Column("worst", "worst", unit, "metric", f"{metric.label} on the subset where it is worst"),
         Column("ece", "ECE", "raw", "ece", "expected calibration error before calibration, mean over subsets"),
         Column("ece_calibrated", "ECE", "calib.", "ece", "the same after calibration per pattern of inputs"),
-        Column("coverage", "coverage", "%", "share", f"share of conformal sets with the truth{promise}, mean"),
+        Column("coverage", "coverage", "%", "share", f"share of conformal {sets} with the truth{promise}, mean"),
         Column("worst_coverage", "lowest", "%", "share", "coverage on the subset where it is lowest"),
         Column("regret", "regret", points, "metric", "largest shortfall from a model trained for one subset"),
         Column("seconds", "train", "s", "seconds", "seconds of training, one seed"),
@@ -121,12 +122,12 @@ def console_table(data: ReportData, width: int | None = None) -> Group:
     return Group(top, Text(), table, Padding(Text(_legend(s), style="dim"), (1, 0, 0, 0)))
 
 
-def console_text(report: ReportData, path: Path, width: int | None = None) -> str:
-    """The table of arms, what it says in plain words, and the report's path."""
+def console_text(report: ReportData, path: Path, width: int | None = None, more: Sequence[str] = ()) -> str:
+    """The table of arms, what it says in plain words, ``more`` sentences, and the report's path."""
     stream = io.StringIO()
     console = Console(file=stream, width=width or Console().width, highlight=False, soft_wrap=False)
     console.print(console_table(report, console.width))
-    for sentence in plain_words(report):
+    for sentence in (*plain_words(report), *more):
         console.print(Text(f"• {sentence}"))
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     return "\n".join([*lines, "", f"report: {path}"])
@@ -168,10 +169,9 @@ def _console_cell(metric: Metric, column: Column, row: ArmSummary, spread: bool)
 
 
 def _rows(s: Summary) -> str:
-    rows = max((r.n for r in s.data.subset_records), default=0)
     seeds = max((len(r.arm.seeds) for r in s.ranked), default=1)
     subsets = f", {len(s.subsets)} subsets of inputs" if len(s.subsets) > 1 else ""
-    return f"{rows} test rows, {seeds} seed{'s' if seeds > 1 else ''}{subsets}"
+    return f"{judged_rows(s.data)}, {seeds} seed{'s' if seeds > 1 else ''}{subsets}"
 
 
 def _legend(s: Summary) -> str:

@@ -150,9 +150,9 @@ class DemoResult:
     def text(self) -> str:
         """The table of arms, what it says in plain words, where the report is."""
         aecf = self.report.arm(AECF)
-        lines = [*self.check.lines(), f"{aecf.title}: {aecf.note} {_realised(self.outcomes[AECF])}"]
-        table, _, path = console_text(self.report, self.folder / "report.html").rpartition("\n\n")
-        return "\n".join([table, *(f"• {line}" for line in lines), "", f"{path} ({self.report.seconds:.0f} s)"])
+        more = [*self.check.lines(), f"{aecf.title}: {aecf.note} {_realised(self.outcomes[AECF])}"]
+        text = console_text(self.report, self.folder / "report.html", more=more)
+        return f"{text} ({self.report.seconds:.0f} s)"
 
 
 def run_demo(

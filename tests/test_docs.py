@@ -65,3 +65,12 @@ def test_commands_exist(page: Path) -> None:
                 assert key in settings or key.startswith(
                     ("data.modalities.", "model.encoders.", "model.fusion_args.")
                 ), key
+
+
+def test_the_readme_example_runs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    names: dict[str, Any] = {}
+    exec(block, names)  # noqa: S102  our own example
+    assert names["fused"].shape == (8, 128)
+    assert names["fused"].isfinite().all()

@@ -56,6 +56,14 @@ def test_single_model_and_single_input(make_data: Build) -> None:
     assert "worst" not in text
 
 
+def test_the_rows_counted_are_those_of_the_split_that_was_judged(make_data: Build) -> None:
+    data = make_data(arms=1, seeds=1)
+    for rows, wanted in (({"train": 9, "test": 433}, "433 test rows"), ({"validation": 7, "test": 0}, "7 validation")):
+        data.data.rows.clear()
+        data.data.rows.update(rows)
+        assert wanted in "\n".join(printed(data, 80))
+
+
 def test_terminal_never_obeys_a_name() -> None:
     data = ReportData("t\x1b[2J", "classification", ("a",), arms=[Arm("x", label="\x1b]0;x\x07[red]x[/red]")])
     data.subset_records = [SubsetRecord("x", 0, ("a",), 3, {"accuracy": 0.5})]

@@ -135,3 +135,26 @@ def test_broken_inputs_and_headroom_are_told(make_data: Build) -> None:
 def test_nothing_scored() -> None:
     data = ReportData("t", "classification", ("a",), arms=[Arm("x")])
     assert verdict(data) == ["No arm was scored on all subsets, so there is nothing to judge."]
+
+
+def test_one_model_names_the_rows_and_the_combinations_it_was_scored_on() -> None:
+    data = report({"new": REF})
+    data.subset_records[0] = SubsetRecord("new", 0, SUBSETS[0], 1, data.subset_records[0].metrics)
+    first = verdict(data)[0]
+    assert "on the 1 test row with complete inputs" in first
+    assert "averaged over all 3 combinations of inputs" in first
+    sampled = report({"new": REF})
+    sampled.subset_records.pop()
+    assert "averaged over 2 of the 3 combinations" in verdict(sampled)[0]
+    sampled.data.rows.update(train=301, validation=101, test=0)
+    assert "on the 101 validation rows" in verdict(sampled)[0]
+
+
+def test_regression_has_intervals_and_no_sets() -> None:
+    data = report({"new": REF}, nominal_coverage=0.9)
+    data.task = "regression"
+    for record in data.subset_records:
+        record.metrics.update(r2=0.3, coverage=0.8)
+    text = " ".join(plain_words(data))
+    assert "conformal intervals that promise 90 %" in text
+    assert "sets" not in text.replace("subsets", "")

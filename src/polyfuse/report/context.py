@@ -23,7 +23,8 @@ def versions() -> dict[str, str]:
 
 def machine() -> str:
     """Processor, cores and threads in a line."""
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()}, {os.cpu_count()} cores, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def this_command() -> str:

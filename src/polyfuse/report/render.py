@@ -23,7 +23,7 @@ from polyfuse.report.figures import (
 )
 from polyfuse.report.format import format_value, number
 from polyfuse.report.records import ReportData
-from polyfuse.report.summary import ArmSummary, Spread, Summary, subset_label, summarise, table_of
+from polyfuse.report.summary import ArmSummary, Spread, Summary, judged_rows, subset_label, summarise, table_of
 from polyfuse.report.svg import BLUE, VERMILLION, clean, css, drawing
 from polyfuse.report.table import cell, columns, csv_text, plain_words
 from polyfuse.report.verdict import verdict
@@ -246,7 +246,7 @@ def _table(s: Summary) -> dict[str, Any]:
     )
     note = "; ".join(f"{_upper(c.head)}{' ' + c.unit if c.key.startswith('ece') else ''}: {c.help}" for c in shown)
     lower = "" if s.data.primary.higher_is_better else ", lower is better"
-    deck = f"{_upper(s.data.primary.label)} on the test rows{lower}."
+    deck = f"{_upper(s.data.primary.label)} on the {judged_rows(s.data)}{lower}."
     return {"columns": shown, "rows": rows, "note": f"{note}.{spread}", "deck": f"{deck}{marks}"}
 
 

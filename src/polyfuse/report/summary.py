@@ -163,6 +163,19 @@ def subset_order(subset: Subset, modalities: tuple[str, ...]) -> tuple[int, list
     return -len(subset), [modalities.index(m) for m in subset]
 
 
+def judged_rows(data: ReportData, count: int | None = None) -> str:
+    """Name the rows that the scores are of: all of them, or ``count``.
+
+    Example:
+        >>> judged_rows(ReportData("t", "regression", ("a",)), 1)
+        '1 test row'
+    """
+    split = "validation" if not data.data.rows.get("test") and data.data.rows.get("validation") else "test"
+    if count is None:
+        count = data.data.rows.get(split) or max((r.n for r in data.subset_records), default=0)
+    return f"{count:,} {split} row{'' if count == 1 else 's'}"
+
+
 def subset_label(subset: Subset, modalities: tuple[str, ...]) -> str:
     """Return what a reader sees for a set of present inputs.
 

@@ -16,6 +16,7 @@ from polyfuse.report.summary import (
     Summary,
     gap_of,
     is_tie,
+    judged_rows,
     sign,
     subset_label,
     summarise,
@@ -56,12 +57,13 @@ def _alone(s: Summary, row: ArmSummary) -> list[str]:
     """Judge a single trained model: its scores, then its calibration."""
     rows = max((r.n for r in s.data.subset_records if len(r.subset) == len(s.data.modalities)), default=0)
     which = " with complete inputs" if len(s.data.modalities) > 1 else ""
-    first = f"{row.arm.title} scores {_score(s, row, 'complete')} {s.data.primary.label} on the {rows} test rows{which}"
+    on = judged_rows(s.data, rows)
+    first = f"{row.arm.title} scores {_score(s, row, 'complete')} {s.data.primary.label} on the {on}{which}"
     if row.values["complete"] is None:
         first = f"{row.arm.title} was not scored on complete inputs"
     if len(s.subsets) > 1 and row.values["worst"]:
         worst = subset_label(row.worst_subset or (), s.data.modalities)
-        first += f", {_score(s, row, 'mean')} averaged over all {len(s.subsets)} combinations of inputs"
+        first += f", {_score(s, row, 'mean')} averaged over {_combinations(s, 'all ')}"
         first += f" and {_score(s, row, 'worst')} at worst ({worst})"
     second = [x.rstrip(".") for x in (*_calibration(s), *_coverage(s))]
     if not second:
@@ -69,10 +71,16 @@ def _alone(s: Summary, row: ArmSummary) -> list[str]:
     return [first + ".", "; ".join([second[0], *(x[0].lower() + x[1:] for x in second[1:])]) + "."]
 
 
+def _combinations(s: Summary, every: str = "") -> str:
+    """Say how many combinations of inputs were scored, and of how many where that is not all."""
+    scored, total = len(s.subsets), 2 ** len(s.data.modalities) - 1
+    return f"{every}{scored} combinations of inputs" if scored == total else f"{scored} of the {total} combinations"
+
+
 def _winner(s: Summary, best: ArmSummary) -> str:
     """Say who is best over the subsets, and whether the reference is really beaten."""
     metric, reference = s.data.primary, s.data.reference_arm
-    over = f"averaged over {len(s.subsets)} combinations of inputs" if len(s.subsets) > 1 else "on the test rows"
+    over = f"averaged over {_combinations(s)}" if len(s.subsets) > 1 else "on the test rows"
     scores = f"{_score(s, best, 'mean')} {metric.label} {over}{_ends(s, best)}"
     if reference is None or s.of(reference).values["mean"] is None:
         tied = [r.arm.title for r in s.ranked if r.marks.get("mean") == "tie"]
@@ -184,7 +192,8 @@ def _coverage(s: Summary) -> list[str]:
     if not rows or nominal is None:
         return []
     low = min(rows, key=lambda r: r.mean("worst_coverage"))
-    text = f"Conformal sets that promise {nominal:.0%} cover {statistics.fmean(r.mean('coverage') for r in rows):.1%}"
+    what = "intervals" if s.data.task == "regression" else "sets"
+    text = f"Conformal {what} that promise {nominal:.0%} cover {statistics.fmean(r.mean('coverage') for r in rows):.1%}"
     if len(s.subsets) > 1:
         whose = "" if len(rows) == 1 else f" of {low.arm.title}"
         text += f" on average over subsets and {low.mean('worst_coverage'):.1%} on the worst subset{whose}"

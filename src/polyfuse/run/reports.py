@@ -13,7 +13,9 @@ from polyfuse.data.problems import Problems as TableProblems
 from polyfuse.encoders import DEFAULTS
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.report.context import machine, this_command, versions
+from polyfuse.report.format import format_value
 from polyfuse.report.records import Arm, DataSummary, ModalitySummary, Problem, ReportData
+from polyfuse.report.summary import judged_rows
 from polyfuse.studies.judge import judge
 from polyfuse.train.build import parameter_count
 from polyfuse.train.loop import FitResult
@@ -79,12 +81,14 @@ def run_report(
         )
     found = judged.own.get(report.primary.name)
     if found is not None:
-        value = f"{100 * found:.1f} %" if report.primary.percent else f"{found:.3f}"
-        report.headroom.append(f"On the test rows as they are, with their own holes: {report.primary.label} {value}.")
+        value = format_value(report.primary, found, unit=True)
+        which = judged_rows(report, len(rows))
+        report.headroom.append(f"On the {which} as they are, with their own holes: {report.primary.label} {value}.")
+    regression = target.task == "regression"
     if len(prepared.validation) < 200 and calibration is not None:
         report.notes.append(
             f"Calibration saw {len(prepared.validation)} rows, half of them for the temperature and half for the sets: "
-            "combinations with too few rows get the full set of classes."
+            f"combinations with too few rows get {'an endless interval' if regression else 'the full set of classes'}."
         )
     report.commands = [this_command(), f"polyfuse predict {folder} TABLE -o predictions.csv"]
     return report

@@ -117,6 +117,24 @@ def test_zeroing_absent_slots(dtype: torch.dtype, tracked: bool) -> None:
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("holes", [False, True])
+def test_blocks_of_rows_change_nothing(holes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = build(5, torch.float64)
+    features = torch.randn(23, 3, D, dtype=torch.float64)
+    present = torch.rand(23, 3, generator=torch.Generator().manual_seed(0)) < 0.5 if holes else None
+    drop = torch.rand(23, 3, generator=torch.Generator().manual_seed(1)) < 0.5
+    query = torch.randn(1, 1, D, dtype=torch.float64)
+    expected = [pool(query, features, present=present, drop=d) for d in (None, drop)]  # with gradients: in one block
+    blocks = []
+    inner = pooling.fold_query
+    monkeypatch.setattr(pooling, "fold_query", lambda q, x, *rest: blocks.append(len(x)) or inner(q, x, *rest))
+    monkeypatch.setattr(pooling, "_BLOCK", 7 * 5 * D)
+    with torch.no_grad():
+        found = [pool(query, features, present=present, drop=d) for d in (None, drop)]
+    assert blocks == [7, 7, 7, 2] * 2
+    torch.testing.assert_close(found, expected)
+
+
 def test_second_derivatives_of_the_shared_path() -> None:
     pool = build(2, torch.float64)
     query = torch.randn(1, 1, D, dtype=torch.float64, requires_grad=True)

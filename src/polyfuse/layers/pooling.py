@@ -16,6 +16,8 @@ from polyfuse import functional as PF
 from polyfuse.layers.curriculum_masking import CurriculumMasking
 from polyfuse.layers.masks import Masks, is_shared, read_masks
 
+_BLOCK = 2**20  # pooled numbers per block: 4 MB in float32
+
 
 class PoolWeights(NamedTuple):
     """Projections of an attention pool; all None = no projections at all (identity).
@@ -84,7 +86,7 @@ def fold_query(query: Tensor, features: Tensor, weights: PoolWeights, num_heads:
     width = features.shape[-1]
     head = width // num_heads
     assert weights.in_weight is not None  # noqa: S101 - a pool without projections is not shared
-    query_weight, key_weight, value_weight = weights.in_weight.split(width)
+    query_weight, key_weight, value_weight = weights.in_weight.chunk(3)
     query_bias, _, value_bias = _bias_parts(weights.in_bias, 3)
     projected = F.linear(query.reshape(1, width), query_weight, query_bias) * head**-0.5
     return Projected(
@@ -113,15 +115,17 @@ def project(
     if weights.in_weight is None:
         parts = (query, key, key if value is None else value)
     elif value is None:
-        query_weight, rest_weight = weights.in_weight.split([width, 2 * width])
-        query_bias, rest_bias = (None, None) if weights.in_bias is None else weights.in_bias.split([width, 2 * width])
+        sizes = [width, 2 * width]
+        query_weight, rest_weight = weights.in_weight.split_with_sizes(sizes)
+        query_bias, rest_bias = (None, None) if weights.in_bias is None else weights.in_bias.split_with_sizes(sizes)
         both = F.linear(key, rest_weight, rest_bias)
         parts = (F.linear(query, query_weight, query_bias), *both.chunk(2, dim=-1))
     else:
-        split = zip((query, key, value), weights.in_weight.split(width), _bias_parts(weights.in_bias, 3), strict=True)
+        split = zip((query, key, value), weights.in_weight.chunk(3), _bias_parts(weights.in_bias, 3), strict=True)
         parts = tuple(F.linear(x, w, b) for x, w, b in split)
-    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in parts)
-    return Projected(q.expand(k.shape[0], -1, -1, -1), k, v)
+    head = width // num_heads
+    q, k, v = (x.view(x.shape[0], x.shape[1], num_heads, head).transpose(1, 2) for x in parts)
+    return Projected(q if q.shape[0] != 1 else q.expand(k.shape[0], -1, -1, -1), k, v)
 
 
 def scores_of(projected: Projected) -> Tensor:
@@ -207,6 +211,9 @@ def attend(
     """
     batch, keys = key.shape[:2]
     present = masks.present
+    plain = shared and not (need_info or sampling or dropout > 0.0 or masks.addend is not None)
+    if plain and not _keeps_graph() and batch * num_heads * key.shape[2] >= 2 * _BLOCK:
+        return _in_blocks(query, key, weights, num_heads, present, drop), {}
     if present is not None:  # 0 * nan is nan: a zero weight alone would let a broken sensor through
         key = zero_absent(key, present)
         value = None if value is None else zero_absent(value, present)
@@ -259,6 +266,26 @@ def attend(
     if weights.out_weight is not None:
         out = F.linear(out, weights.out_weight, weights.out_bias)
     return out, info
+
+
+def _keeps_graph() -> bool:
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
+def _in_blocks(
+    query: Tensor, key: Tensor, weights: PoolWeights, num_heads: int, present: Tensor | None, drop: Tensor | None
+) -> Tensor:
+    """The shared-query path over blocks of rows whose pooled features, H times the width, stay in the cache."""
+    rows = max(1, _BLOCK // (num_heads * key.shape[2]))
+    count = -(-key.shape[0] // rows)
+    nothing: list[Tensor | None] = [None] * count
+    presents = nothing if present is None else present.split(rows)
+    drops = nothing if drop is None else drop.split(rows)
+    blocks = [
+        attend(query, k, None, weights, num_heads, Masks(p), shared=True, drop=d)[0]
+        for k, p, d in zip(key.split(rows), presents, drops, strict=True)
+    ]
+    return torch.cat(blocks)
 
 
 def _describe(

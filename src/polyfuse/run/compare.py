@@ -12,7 +12,7 @@ from polyfuse.data.encode import Prepared, prepare
 from polyfuse.errors import UserError
 from polyfuse.files import new_folder, write_json
 from polyfuse.report.context import this_command, versions
-from polyfuse.report.records import ReportData
+from polyfuse.report.records import ReportData, plain
 from polyfuse.report.render import write_report
 from polyfuse.report.table import console_text
 from polyfuse.run import folder as place
@@ -35,9 +35,9 @@ class Compared:
         """Plain values, for JSON."""
         return {
             "report": str(self.folder / "report.html"),
-            "arms": [dataclasses.asdict(arm) for arm in self.report.arms],
-            "records": [dataclasses.asdict(r) for r in self.report.subset_records],
-            "paired": [dataclasses.asdict(p) for p in self.report.paired],
+            "arms": plain([dataclasses.asdict(arm) for arm in self.report.arms]),
+            "records": plain([dataclasses.asdict(r) for r in self.report.subset_records]),
+            "paired": plain([dataclasses.asdict(p) for p in self.report.paired]),
         }
 
     def text(self) -> str:
@@ -135,7 +135,7 @@ def _compare(
         task,
         plans,
         seeds=range(seeds),
-        oracles=oracle_plan(reference, train) if oracles else None,
+        oracles=oracle_plan(reference, train) if oracles or config.evaluate.oracles else None,
         workers=workers,
         say=say,
     )

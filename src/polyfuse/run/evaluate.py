@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyfuse.config import RunConfig
 from polyfuse.data.batch import Batch, concatenate
-from polyfuse.data.encode import TableEncoder, prepare
+from polyfuse.data.encode import Prepared, TableEncoder, prepare
 from polyfuse.data.problems import Problems
 from polyfuse.data.table import read_chunks
 from polyfuse.errors import UserError
-from polyfuse.report.records import ReportData
+from polyfuse.report.records import ReportData, plain
 from polyfuse.report.render import write_report
 from polyfuse.report.table import console_text
-from polyfuse.run.folder import Run, load
+from polyfuse.run.folder import CONFIG, Run, load
 from polyfuse.run.reports import data_summary, run_report
 from polyfuse.run.source import Say, quiet
-from polyfuse.studies.arms import Task
-from polyfuse.studies.compare import oracle_plan, train_oracles
+from polyfuse.studies.arms import Task, train_oracle, workers_for
+from polyfuse.studies.compare import oracle_plan
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Evaluated:
         """Plain values, for JSON: one record per combination of inputs."""
         return {
             "report": str(self.folder / "report.html"),
-            "records": [dataclasses.asdict(r) for r in self.report.subset_records],
-            "corruption": [dataclasses.asdict(r) for r in self.report.corruption],
-            "oracles": [dataclasses.asdict(r) for r in self.report.oracles],
+            "records": plain([dataclasses.asdict(r) for r in self.report.subset_records]),
+            "corruption": plain([dataclasses.asdict(r) for r in self.report.corruption]),
+            "oracles": plain([dataclasses.asdict(r) for r in self.report.oracles]),
         }
 
     def text(self) -> str:
@@ -60,6 +61,11 @@ def evaluate_run(
     started = time.perf_counter()
     run = run if isinstance(run, Run) else load(run)
     config, folder = run.config, run.folder
+    if not Path(config.data.table).is_file():
+        raise UserError(
+            f"the table that '{folder}' was trained on, '{config.data.table}', is not there: its rows are needed to "
+            f"judge a run; put it back, or name its new place as data.table in '{folder / CONFIG}'"
+        )
     prepared = prepare(config.data, folder=folder)
     if list(prepared.encoder.specs.values()) != list(run.encoder.specs.values()):
         raise UserError(f"table '{config.data.table}' has changed since '{folder}' was trained; name it with --table")
@@ -69,24 +75,54 @@ def evaluate_run(
         test, problems = read_labelled(run.encoder, table)
         prepared = dataclasses.replace(prepared, test=test, problems=problems)
     report = run_report(config, run.folder, prepared, run.model, run.calibration, None, test)
+    _keep_training(report, run.folder / "report.json", oracles=table is None)
     if table is not None:
         report.title = f"{config.model.fusion} on {table.name}"
         report.data = dataclasses.replace(data_summary(config, prepared), name=table.name)
     if oracles:
-        say("training one model per combination of inputs")
-        task = Task(
-            prepared.train,
-            prepared.validation,
-            prepared.test if len(prepared.test) else prepared.validation,
-            prepared.encoder.specs,
-            prepared.encoder.target,
-            evaluate=config.evaluate,
-        )
-        report.oracles = train_oracles(task, oracle_plan(config.model, config.train), (config.train.seed,))
+        add_oracles(report, config, prepared, say)
     report.seconds = time.perf_counter() - started
     folder.mkdir(parents=True, exist_ok=True)
     write_report(report, folder)
     return Evaluated(folder, report)
+
+
+def add_oracles(report: ReportData, config: RunConfig, prepared: Prepared, say: Say, workers: int = 2) -> None:
+    """Train one model for each combination of inputs that a report judges, with the run's settings."""
+    task = Task(
+        prepared.train,
+        prepared.validation,
+        prepared.test if len(prepared.test) else prepared.validation,
+        prepared.encoder.specs,
+        prepared.encoder.target,
+        evaluate=config.evaluate,
+    )
+    plan = oracle_plan(config.model, config.train.model_copy(update={"threads": 1}))
+    wanted = dict.fromkeys(record.subset for record in report.subset_records)
+    masks = [tuple(name in subset for name in report.modalities) for subset in wanted]
+    say(f"training one model for each of {len(masks)} combinations of inputs")
+    report.oracles, started = [], time.perf_counter()
+    with workers_for(task, workers) as run:
+        for done, oracle in enumerate(run([(train_oracle, (plan, mask)) for mask in masks]), start=1):
+            report.oracles += [] if oracle is None else [oracle]
+            if done % max(len(masks) // 5, 1) == 0:
+                say(f"  {done} of {len(masks)} models, {time.perf_counter() - started:.0f} s")
+
+
+def _keep_training(report: ReportData, path: Path, *, oracles: bool) -> None:
+    """What only training knows, from the report it wrote: time, drop rate, when it stopped, the command, oracles."""
+    try:
+        before = ReportData.from_json(path.read_text(encoding="utf-8"))
+        trained = before.arm(report.arms[0].name)
+    except (OSError, ValueError, KeyError):
+        return
+    report.arms[0] = dataclasses.replace(
+        report.arms[0], train_seconds=trained.train_seconds, drop_rate=trained.drop_rate
+    )
+    if oracles:
+        report.oracles = before.oracles
+    report.protocol += [line for line in before.protocol if line not in report.protocol]
+    report.commands = list(dict.fromkeys([*before.commands, *report.commands]))
 
 
 def read_labelled(encoder: TableEncoder, table: Path) -> tuple[Batch, Problems]:

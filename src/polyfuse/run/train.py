@@ -1,6 +1,7 @@
 """`polyfuse train`: config or table in, run folder with calibrated model and report out."""
 
 import contextlib
+import dataclasses
 import json
 import shlex
 import time
@@ -15,10 +16,11 @@ from polyfuse.errors import UserError
 from polyfuse.files import new_folder, read_json, write_json
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.report.context import versions
-from polyfuse.report.records import ReportData
+from polyfuse.report.records import ReportData, plain
 from polyfuse.report.render import write_report
 from polyfuse.report.table import console_text
 from polyfuse.run import folder as place
+from polyfuse.run.evaluate import add_oracles
 from polyfuse.run.reports import run_report
 from polyfuse.run.source import Say, Target, quiet, resolve
 from polyfuse.studies.judge import fit_calibration
@@ -47,8 +49,8 @@ class Trained:
             "run": str(self.folder),
             "report": str(self.folder / "report.html"),
             "steps": self.fit.steps,
-            "validation_loss": self.fit.best_metric,
-            "records": [r.__dict__ | {"subset": list(r.subset)} for r in self.report.subset_records],
+            "validation_loss": plain(self.fit.best_metric),
+            "records": plain([dataclasses.asdict(r) for r in self.report.subset_records]),
         }
 
     def text(self) -> str:
@@ -104,7 +106,7 @@ def train_run(
         if not first:
             return None
         say(f"trained {result.steps} steps in {result.seconds:.0f} s; judging every combination of inputs")
-        report = finish(config, folder, prepared, model, result, started)
+        report = finish(config, folder, prepared, model, result, started, say)
     except KeyboardInterrupt:
         say(f"interrupted; carry on with: polyfuse train --resume {shlex.quote(str(folder))}")
         raise
@@ -141,7 +143,7 @@ def _train(
 
 
 def finish(
-    config: RunConfig, folder: Path, prepared: Prepared, model: FusionModel, result: FitResult, started: float
+    config: RunConfig, folder: Path, prepared: Prepared, model: FusionModel, result: FitResult, started: float, say: Say
 ) -> ReportData:
     """Calibrate on validation rows, judge on test rows, write the report."""
     calibration = fit_calibration(
@@ -156,6 +158,8 @@ def finish(
     if calibration is not None:
         write_json(folder / place.CALIBRATION, calibration.to_dict())
     report = run_report(config, folder, prepared, model, calibration, result)
+    if config.evaluate.oracles:
+        add_oracles(report, config, prepared, say)
     report.seconds = time.perf_counter() - started
     write_report(report, folder)
     return report

@@ -1,0 +1,74 @@
+"""A judged run keeps what training wrote, and every setting of the evaluation does something."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from polyfuse.data.encode import prepare
+from polyfuse.errors import UserError
+from polyfuse.report.records import ReportData
+from polyfuse.run import evaluate_run, train_run
+from polyfuse.run.evaluate import add_oracles
+from polyfuse.run.folder import Run
+
+
+def report_of(folder: Path) -> ReportData:
+    return ReportData.from_json((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def test_a_refreshed_report_keeps_what_only_training_knows(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    before = report_of(folder)
+    evaluate_run(folder)
+    after = report_of(folder)
+    assert after.arms[0].train_seconds == before.arms[0].train_seconds != ()
+    assert after.arms[0].drop_rate == before.arms[0].drop_rate is not None
+    assert [line for line in before.protocol if line.startswith("Training ")] == after.protocol[-1:]
+    assert after.commands[: len(before.commands)] == before.commands
+    (folder / "report.json").write_text("{}", encoding="utf-8")  # nothing to keep is no failure
+    assert evaluate_run(folder).report.arms[0].train_seconds == ()
+
+
+def test_oracles_are_trained_for_every_combination_judged(run: Run, tmp_path: Path) -> None:
+    report, said = report_of(run.folder), list[str]()
+    train = run.config.train.model_copy(update={"steps": 2, "evaluations": 1})
+    config = run.config.model_copy(update={"train": train})
+    prepared = prepare(config.data, folder=tmp_path)
+    add_oracles(report, config, prepared, said.append, workers=1)
+    assert {o.subset for o in report.oracles} == {r.subset for r in report.subset_records}
+    assert said[0] == "training one model for each of 7 combinations of inputs"
+    assert said[-1].startswith("  7 of 7 models, ")
+
+
+def test_the_setting_asks_for_oracles(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("polyfuse.run.train.add_oracles", lambda *_: asked.append(1))
+    settings = ["train.steps=2", "calibrate.enabled=false", "evaluate.all_subsets_up_to=1"]
+    for number, value in enumerate(("false", "true")):
+        train_run(config, overrides=[*settings, f"evaluate.oracles={value}"], out=tmp_path / value, progress=False)
+        assert len(asked) == number
+
+
+def test_results_are_json_whatever_could_not_be_measured(config: Path, tmp_path: Path) -> None:
+    lines = (config.parent / "emoji.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "few.csv").write_text("\n".join(lines[:20]) + "\n", encoding="utf-8")
+    settings = ["train.steps=2", "data.target=words", "data.task=regression", "data.modalities.facts.columns=[style]"]
+    copy = tmp_path / "config.yaml"
+    copy.write_text(config.read_text(encoding="utf-8").replace("emoji.csv", "few.csv"), encoding="utf-8")
+    settings += ["data.split.group=null", "data.max_bad_fraction=1"]
+    found = train_run(copy, overrides=settings, out=tmp_path / "run", progress=False)
+    assert found is not None
+    json.dumps(found.to_dict(), allow_nan=False)
+    json.dumps(evaluate_run(tmp_path / "run").to_dict(), allow_nan=False)
+
+
+def test_a_table_that_is_gone_is_named_with_the_way_out(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    (folder / "config.yaml").write_text(text.replace("emoji.csv", "moved.csv"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"moved.csv', is not there.*data.table in '.*config.yaml'"):
+        evaluate_run(folder)

@@ -84,6 +84,18 @@ def test_a_failing_client_is_quoted(shelf: Path, tmp_path: Path, monkeypatch: py
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize(("stderr", "said"), [
+    ("WARNING: Retrying after NewConnectionError\nERROR: No match\n", "ERROR: No match"),
+    ("npm warn old\nnpm error code ECONNREFUSED\nnpm error syscall connect", "npm error code ECONNREFUSED"),
+    ("W: sandbox\nE: Unable to locate package toy", "E: Unable to locate package toy"),
+    ("W: only a warning", "W: only a warning"),
+    ("killed by something", "killed by something"),
+    ("", "no message"),
+])  # fmt: skip
+def test_the_reason_is_an_error_and_no_warning(stderr: str, said: str) -> None:
+    assert fetching._reason(stderr) == said
+
+
 def test_a_client_that_leaves_nothing_is_an_error(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client(tmp_path, monkeypatch, "exit 0")
     with pytest.raises(UserError, match="could not fetch"):

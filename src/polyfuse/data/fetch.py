@@ -172,10 +172,11 @@ def _tool(name: str, tool: str, hint: str) -> str:
 
 
 def _reason(stderr: str) -> str:
-    """The client's own last word, without its warnings."""
+    """The client's own first error, without its warnings."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower() or line.startswith("E:")]
-    return (errors or lines or ["no message"])[0][:300]
+    firm = [line for line in lines if line.lower().startswith(("error", "npm error", "npm err!", "e:"))]
+    told = [line for line in lines if not line.lower().startswith(("warn", "npm warn", "w:"))]
+    return (firm or told or lines or ["no message"])[0][:300]
 
 
 def _verify(name: str, package: Package, archive: Path) -> None:

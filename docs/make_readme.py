@@ -14,7 +14,7 @@ from polyfuse.report.svg import drawing
 from polyfuse.report.table import cell, columns
 
 ROOT = Path(__file__).parents[1]
-KEYS = ("complete", "mean", "worst", "ece_calibrated", "coverage", "regret", "seconds", "parameters")
+KEYS = ("complete", "mean", "worst", "ece", "ece_calibrated", "coverage", "worst_coverage", "regret", "parameters")
 # The page's colours, for a drawing that stands alone.
 STYLE = (
     "<style>svg{--ink:#1b1f24;--muted:#59636e;--rule:#d1d9e0;--paper:#ffffff;--blue:#0072b2;--vermillion:#d55e00;"

@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "polyfuse"
 
 # Rank of every unit (file or folder of the package): a unit imports only units of its own rank or below.
 RANKS = [
-    {"errors", "registry", "cache", "files"},
+    {"errors", "registry", "cache", "files", "yaml_text"},
     {"functional", "layers"},
     {"data", "encoders", "fusion", "heads", "losses"},
     {"models", "config"},

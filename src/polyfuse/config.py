@@ -3,16 +3,15 @@
 The reference page is made from the descriptions here.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from polyfuse.data.schema import DataConfig, nearest, validate
 from polyfuse.errors import UserError
+from polyfuse.yaml_text import dump_yaml, parse_yaml
 
 
 def _plain(value: Any) -> Any:
@@ -269,7 +268,7 @@ def to_dict(config: BaseModel) -> dict[str, Any]:
 
 def to_yaml(config: BaseModel) -> str:
     """The whole config as YAML; ``load_config`` gives it back."""
-    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(to_dict(config))
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -302,42 +301,6 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     text = str(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-3 as a number, as YAML 1.2 and everybody else does, and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is given twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads: the text '1e-3' gets quotes."""
-
-
-_EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
-for _resolver in (_Loader, _Dumper):
-    _resolver.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text; ``where`` names it in errors.
-
-    Raises:
-        UserError: If it is not YAML, with the line.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "bad syntax"
-        raise UserError(f"{where} is not YAML{place}: {problem}") from None
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

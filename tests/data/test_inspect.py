@@ -13,6 +13,7 @@ from polyfuse.data.encode import prepare
 from polyfuse.data.inspect import Proposal, propose
 from polyfuse.data.schema import DataConfig
 from polyfuse.errors import UserError
+from polyfuse.yaml_text import parse_yaml
 
 Row = dict[str, Any]
 
@@ -228,6 +229,40 @@ def test_web_addresses_are_no_files(tmp_path: Path) -> None:
     proposal = propose(write(tmp_path, table), target="y")
     assert "photo" not in proposal.config.modalities
     assert "nothing is fetched" in "\n".join(proposal.notes)
+
+
+def test_many_patterns_and_names_fit_a_terminal(tmp_path: Path) -> None:
+    names = ['the "title", raw', "a<b>&c", "p.q+r", "größe", "???"]
+    words = ["red small chair", "green tall lamp", "blue old table", "pale new shelf"]
+    table = [
+        {name: f"{words[i % 4]} {i}" if (i >> m) & 1 else "" for m, name in enumerate(names)} | {"y": "ab"[i % 2]}
+        for i in range(96)
+    ]
+    proposal = propose(write(tmp_path, table), target="y")
+    assert list(proposal.config.modalities) == ["the_title_raw", "a_b_c", "p_q_r", "größe", "text"]
+    lines = proposal.lines()
+    assert len(proposal.patterns) == 32
+    start = lines.index("present together:")
+    assert lines.index("", start) - start == 22
+    assert lines[start + 21] == "  ... and 12 more in 36 rows"
+
+
+def test_columns_named_like_numbers_survive_the_yaml(tmp_path: Path) -> None:
+    odd = ["1e-3", "no", "null", "2024-01-01", "y: z", "#x", "- a", "{b}", "12:30:45"]
+    table = [{name: f"{i * k % 17}.5" for k, name in enumerate(odd, 2)} | {"1e5": "ab"[i % 2]} for i in range(40)]
+    proposal = propose(write(tmp_path, table), target="1e5")
+    plain = parse_yaml(proposal.to_yaml(), "it")
+    assert plain["data"]["target"] == "1e5"
+    assert plain["data"]["modalities"]["table"]["columns"] == odd
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"a,y\n" + b"".join(b"caf\xe9 no %d,%s\n" % (i, (b"p", b"n")[i % 2]) for i in range(40)))
+    proposal = propose(path, target="y")
+    assert "cells that are not UTF-8 read as empty, in column 'a' (40); save the table as UTF-8" in proposal.lines()
+    with pytest.raises(UserError, match=r"no training row has a usable input .*\(a\); cells are not UTF-8, save"):
+        prepare(proposal.config, folder=tmp_path)
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -158,3 +158,10 @@ def test_regression_has_intervals_and_no_sets() -> None:
     text = " ".join(plain_words(data))
     assert "conformal intervals that promise 90 %" in text
     assert "sets" not in text.replace("subsets", "")
+
+
+def test_a_metric_that_cannot_be_measured_is_named() -> None:
+    data = report({"new": REF})
+    for record in data.subset_records:
+        record.metrics.clear()
+    assert verdict(data) == ["accuracy cannot be measured on 101 test rows, so there is nothing to judge."]

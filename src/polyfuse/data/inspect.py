@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from polyfuse.data.codecs import Reading, clean, find_file, numbers
 from polyfuse.data.guess import Guess, guess_kind
@@ -16,11 +15,14 @@ from polyfuse.data.problems import Broken, Problems
 from polyfuse.data.schema import NULL_VALUES, DataConfig, validate
 from polyfuse.data.split import WORDS
 from polyfuse.data.table import check_columns, read_chunks, read_header
+from polyfuse.data.table_csv import BadText
 from polyfuse.data.target import TargetCodec
 from polyfuse.errors import UserError
+from polyfuse.yaml_text import dump_yaml
 
 SAMPLE = 5000
 FILES = 2000
+PATTERNS = 20
 _FILE_TYPES = ("image", "audio")
 _TARGET_NAMES = ("target", "label", "labels", "class", "category", "outcome", "diagnosis", "y", "rating", "score")
 _SPLIT_NAMES = ("split", "fold", "subset", "partition", "set")
@@ -54,7 +56,7 @@ class Proposal:
     def to_yaml(self) -> str:
         """The schema as a configuration file that `polyfuse train` takes."""
         plain = self.config.model_dump(mode="json", exclude_defaults=True)
-        body = yaml.safe_dump({"data": plain}, sort_keys=False, allow_unicode=True, width=120)
+        body = dump_yaml({"data": plain})
         return f"# proposed for {Path(self.config.table).name}; look it over, then: polyfuse train THIS_FILE\n{body}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +82,10 @@ class Proposal:
         for m in self.modalities:
             out.append(f"  {m['name']} ({m['type']}): absent in {m['absent']} rows ({m['absent_share']:.1%})")
         out += ["", "present together:"]
-        out += [f"  {names or '(nothing)'}: {n} ({n / max(self.rows, 1):.1%})" for names, n in self.patterns.items()]
+        shown = list(self.patterns.items())[:PATTERNS]
+        out += [f"  {names or '(nothing)'}: {n} ({n / max(self.rows, 1):.1%})" for names, n in shown]
+        rest = sum(self.patterns.values()) - sum(n for _, n in shown)
+        out += [f"  ... and {len(self.patterns) - PATTERNS} more in {rest} rows"] if rest else []
         out += [
             "",
             f"target: {', '.join(self.target['columns'])} ({self.target['task']}), {self.target['empty']} empty",
@@ -124,7 +129,8 @@ def propose(path: Path | str, target: str | Sequence[str] | None = None, *, deli
     if not any(sample.values()):
         raise UserError(f"table '{path.name}' has no row below its header")
     guesses = {name: guess_kind(name, cells, path.parent) for name, cells in sample.items()}
-    notes = _null_words({name: count for name, count in words.items() if guesses[name].kind != "numeric"})
+    notes = _bad_text(sample)
+    notes += _null_words({name: count for name, count in words.items() if guesses[name].kind != "numeric"})
     if not targets:
         targets = [_likely_target(header, guesses, sample)]
         notes.append(f"target: {targets[0]!r} is a guess; --target COLUMN names another")
@@ -147,6 +153,13 @@ def propose(path: Path | str, target: str | Sequence[str] | None = None, *, deli
         plain["separator"] = separator
     notes += _leaks(targets, guesses, roles, sample)
     return _count(validate(DataConfig, plain, "data."), guesses, sample, roles, notes)
+
+
+def _bad_text(sample: dict[str, list[Any]]) -> list[str]:
+    """Columns with cells that are not UTF-8: another encoding, most likely of the whole file."""
+    counts = {name: sum(type(cell) is BadText for cell in cells) for name, cells in sample.items()}
+    told = ", ".join(f"{name!r} ({count})" for name, count in counts.items() if count)
+    return [f"cells that are not UTF-8 read as empty, in column {told}; save the table as UTF-8"] if told else []
 
 
 def _null_words(words: dict[str, Counter[str]]) -> list[str]:
@@ -195,7 +208,7 @@ def _modalities(
             table.append(name)
             roles[name] = "input table"
         elif kind in ("image", "audio", "text", "series", "vector"):
-            modality = _free(re.sub(r"[.+\s]+", "_", name).strip("_") or kind, modalities)
+            modality = _free(re.sub(r"[^\w-]+", "_", name).strip("_") or kind, modalities)
             modalities[modality] = {"type": kind, "column": name}
             roles[name] = f"input {modality}"
         else:

@@ -20,6 +20,7 @@ from polyfuse.data.problems import Problems
 from polyfuse.data.schema import DataConfig, ModalityConfig
 from polyfuse.data.spec import ModalitySpec, TargetSpec
 from polyfuse.data.table import Chunk
+from polyfuse.data.table_csv import BadText
 from polyfuse.data.target import TargetCodec
 from polyfuse.errors import UserError
 
@@ -208,7 +209,9 @@ class TableEncoder:
                 notes += codec.notes
         if not codecs:
             names = ", ".join(config.modalities)
-            raise UserError(f"no training row has a usable input in any modality ({names}); check the columns' values")
+            bad = any(type(c) is BadText for chunk, _ in chunks() for cells in chunk.columns.values() for c in cells)
+            why = "cells are not UTF-8, save the table as UTF-8" if bad else "check the columns' values"
+            raise UserError(f"no training row has a usable input in any modality ({names}); {why}")
         return cls(config, codecs, target, notes)
 
     def to_dict(self) -> dict[str, Any]:

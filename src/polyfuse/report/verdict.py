@@ -35,6 +35,8 @@ def verdict(data: ReportData, summary: Summary | None = None) -> list[str]:
     s = summary or summarise(data)
     best = s.best()
     if best is None:
+        if data.subset_records and not any(s.tables.values()):
+            return [f"{data.primary.label} cannot be measured on {judged_rows(data)}, so there is nothing to judge."]
         return ["No arm was scored on all subsets, so there is nothing to judge."]
     sentences = _alone(s, best) if len(s.ranked) == 1 else [_winner(s, best), _losses(s, best)]
     return [text[:1].upper() + text[1:] for text in sentences]

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polyfuse.config import make_config, parse_yaml
+from polyfuse.config import make_config
 from polyfuse.data.inspect import Proposal, propose
 from polyfuse.errors import UserError
 from polyfuse.files import write_text
 from polyfuse.run.source import Say, quiet
+from polyfuse.yaml_text import parse_yaml
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from polyfuse.config import RunConfig, load_config, make_config, parse_yaml
+from polyfuse.config import RunConfig, load_config, make_config
 from polyfuse.errors import UserError
+from polyfuse.yaml_text import parse_yaml
 
 Say = Callable[[str], None]
 Target = str | Sequence[str] | None

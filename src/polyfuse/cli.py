@@ -245,7 +245,7 @@ def data_fetch(
 @data_app.command("write")
 def data_write(
     name: Annotated[str, typer.Argument(help="emoji")],
-    folder: Annotated[Path, typer.Argument(help="Where to put emoji.csv and its pictures; must not exist or be empty.")],
+    folder: Annotated[Path, typer.Argument(help="Where emoji.csv and its pictures go; new or empty.")],
     rows: Annotated[int, typer.Option(help="How many rows.")] = 1200,
 ) -> None:
     """Lay a data set out as a table of files with holes, to try the workbench on."""

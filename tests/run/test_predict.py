@@ -9,9 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from polyfuse.data.spec import TargetSpec
 from polyfuse.errors import UserError
 from polyfuse.run import predict_table
+from polyfuse.run.answers import Answers
 from polyfuse.run.folder import Run
+from polyfuse.run.predict import _writer
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -116,6 +119,18 @@ def test_a_table_without_a_row_and_one_without_a_readable_row(run: Run, tmp_path
     found = predict_table(run, tmp_path / "bad.csv", output=tmp_path / "q.parquet")
     assert (found.rows, found.answered, found.unreadable) == (2, 0, 2)
     assert pq.read_table(tmp_path / "q.parquet").schema == typed.schema
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
+def test_parquet_has_one_type_per_column_whatever_a_chunk_holds(tmp_path: Path, task: str) -> None:
+    target = TargetSpec(task, (), 0.0, 1.0) if task == "regression" else TargetSpec(task, ("x", "y"))
+    some = Answers(target, ("a",), np.array([[0.6, 0.7]]), None, np.array([True]), np.array([[True]])).columns()
+    none = {name: [None] for name in some}
+    with _writer(tmp_path / "p.parquet", task) as writer:
+        for columns in (some, none, some):
+            writer.write(columns)
+    answers = pq.read_table(tmp_path / "p.parquet").column("prediction").to_pylist()
+    assert answers == [{"classification": "y", "multilabel": ["x", "y"], "regression": 0.6}[task], None, answers[0]]
 
 
 def test_the_delimiter_of_the_run_holds_where_the_table_has_it(run: Run, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def predict_table(
     if allow_outside:
         encoder = replace(encoder, config=encoder.config.model_copy(update={"allow_outside": True}))
     found = Predicted(output)
-    with _writer(output) as writer:
+    with _writer(output, run.encoder.target.task) as writer:
         columns = [*encoder.config.input_columns, *([encoder.config.id] if encoder.config.id else [])]
         chunks = read_chunks(table, columns=columns, rows_per_chunk=ROWS, delimiter=delimiter)
         nothing = Chunk({name: [] for name in columns}, 0)  # a table without a row still has an answer: the header
@@ -178,7 +178,7 @@ class Writer(Protocol):
 
 
 @contextlib.contextmanager
-def _writer(output: Path | None) -> Iterator[Writer]:
+def _writer(output: Path | None, task: str) -> Iterator[Writer]:
     """A writer whose file appears under its name when it is whole."""
     if output is None:
         yield _Csv(sys.stdout)
@@ -196,7 +196,7 @@ def _writer(output: Path | None) -> Iterator[Writer]:
             with temporary.open("w", encoding="utf-8", newline="") as stream:
                 yield _Csv(stream)
         else:
-            with contextlib.closing(_Parquet(temporary)) as writer:
+            with contextlib.closing(_Parquet(temporary, task)) as writer:
                 yield writer
         temporary.replace(output)
     finally:
@@ -228,15 +228,15 @@ def _text(value: Any) -> Any:
 class _Parquet:
     """Typed columns; the conformal set and the labels of multilabel as lists of strings."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, task: str) -> None:
+        self._path, self._task = path, task
         self._file: Any = None
 
     def write(self, columns: Columns) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        arrays = {name: pa.array(*_typed(name, values, pa)) for name, values in columns.items()}
+        arrays = {name: pa.array(*_typed(name, values, self._task, pa)) for name, values in columns.items()}
         table = pa.table(arrays)
         if self._file is None:
             self._file = pq.ParquetWriter(self._path, table.schema)
@@ -247,17 +247,14 @@ class _Parquet:
             self._file.close()
 
 
-def _typed(name: str, values: list[Any], pa: Any) -> tuple[list[Any], Any]:
+def _typed(name: str, values: list[Any], task: str, pa: Any) -> tuple[list[Any], Any]:
     """Values and Arrow type of an output column; the same for every chunk, whatever it holds."""
     if name == "row":
         return values, pa.int64()
     if name == "abstain":
         return values, pa.bool_()
-    if name in ("id", "present", "note"):
-        return values, pa.string()
-    if name == "set":
+    if name == "set" or (name == "prediction" and task == "multilabel"):
         return [None if v is None else json.loads(v) for v in values], pa.list_(pa.string())
-    if name == "prediction":
-        text = next((v for v in values if v is not None), None)
-        return values, pa.float64() if isinstance(text, float) else pa.string()
+    if name in ("id", "present", "note") or (name == "prediction" and task == "classification"):
+        return values, pa.string()
     return values, pa.float64()

@@ -106,7 +106,9 @@ def blank_report(config: RunConfig, prepared: Prepared, title: str) -> ReportDat
         f"{split}; encoders, tokenizers and scales were fitted on training rows only.",
         f"{masking} and {replaced}.",
         "Every combination of inputs is scored on the test rows that have all of it.",
-        "Calibration is fitted per combination of inputs, on validation rows.",
+        "Calibration is fitted per combination of inputs, on validation rows."
+        if config.calibrate.enabled
+        else "Calibration is switched off: probabilities are as the model gives them, without sets or abstention.",
     ]
     return ReportData(
         title=title,

@@ -534,3 +534,54 @@ def test_fusion_pool_is_the_pool_with_its_query() -> None:
     expected = fuse.pool(fuse.query, features, present=some_present()).squeeze(1)
     torch.testing.assert_close(output, expected)
     assert info["attention_weights"].shape == (B, M)
+
+
+# --- found by breaking the code ---------------------------------
+
+
+@pytest.mark.parametrize("queries", [None, 4])
+@pytest.mark.parametrize("info", [False, True])
+def test_a_given_drop_that_would_empty_a_row_is_ignored_there(queries: int | None, info: bool) -> None:
+    pool = pool_with()
+    query, features = data(queries=queries)
+    drop = torch.zeros(B, M, dtype=torch.bool)
+    drop[4] = True
+    for present in (None, some_present()):
+        result = pool(query, features, present=present, drop=drop, return_info=info)
+        torch.testing.assert_close(result[0] if info else result, pool(query, features, present=present))
+        if info:
+            assert not result[1]["drop"].any()
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_attention_dropout_is_the_same_on_both_paths(holes: bool) -> None:
+    """It weighs the value bias too: the weights of a row no longer sum to 1."""
+    pool = pool_with(torch.float64, dropout=0.5).train()
+    query, features = data(torch.float64)
+    present = some_present() if holes else None
+    outputs = []
+    for path in (query, query.expand(B, -1, -1).contiguous()):
+        torch.manual_seed(0)
+        outputs.append(pool(path, features, present=present))
+    torch.testing.assert_close(*outputs)
+    assert not torch.allclose(outputs[0], pool.eval()(query, features, present=present))
+
+
+@pytest.mark.parametrize("queries", [None, 4])
+def test_minus_infinity_in_an_additive_mask_is_absence(queries: int | None) -> None:
+    pool = pool_with()
+    query, features = data(queries=queries)
+    present = some_present()
+    present[3] = False
+    padding = torch.zeros(B, M).masked_fill(~present, -math.inf)
+    broken = features.masked_fill(~present[..., None], math.nan)
+    output, info = pool(query, broken, key_padding_mask=padding, return_info=True)
+    torch.testing.assert_close(output, pool(query, features, present=present))
+    assert torch.equal(info["empty"], ~present.any(-1))
+
+
+def test_the_drop_probability_carries_no_gradient() -> None:
+    for policy in POLICIES:
+        weights = torch.tensor([[0.5, 0.3, 0.2]], requires_grad=True)
+        _, info = CurriculumMasking(policy=policy, target_rate=0.5)(weights)
+        assert not info["mask_prob"].requires_grad

@@ -75,3 +75,10 @@ def test_several_targets_and_another_delimiter(table: Path, capsys: pytest.Captu
     assert "delimiter: ^" in text
     assert cli.run(["inspect", str(other), "--delimiter", "^^"]) == 2
     assert "delimiter" in capsys.readouterr().err
+
+
+def test_what_can_be_fetched_is_listed_where_it_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:
+    for group, kind in (("weights", "weights"), ("data", "datasets")):
+        assert cli.run([group, "list"]) == cli.run(["list", kind]) == 0
+        out = capsys.readouterr().out
+        assert out[: len(out) // 2] == out[len(out) // 2 :] != ""

@@ -26,8 +26,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Multimodal models that keep working, and know how sure they are, when inputs go missing.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Public data sets: fetch NAME, list.", rich_markup_mode=None)
-weights_app = typer.Typer(no_args_is_help=True, help="Pretrained encoders: fetch NAME, list.", rich_markup_mode=None)
+data_app = typer.Typer(
+    no_args_is_help=True, help="Data sets: list, fetch NAME, write NAME FOLDER.", rich_markup_mode=None
+)
+weights_app = typer.Typer(no_args_is_help=True, help="Pretrained encoders: list, fetch NAME.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")
 
@@ -218,6 +220,18 @@ def list_parts(
     rows = parts(kind)
     width = max((len(name) for name in rows), default=0)
     emit(rows, as_json, lambda: "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items()))
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """What can be fetched."""
+    list_parts("datasets", as_json)
+
+
+@weights_app.command("list")
+def weights_list(as_json: Json = False) -> None:
+    """What can be fetched."""
+    list_parts("weights", as_json)
 
 
 @data_app.command("fetch")

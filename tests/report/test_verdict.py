@@ -5,6 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from polyfuse.report.records import Arm, Metric, Paired, ReportData, SubsetRecord
+from polyfuse.report.summary import summarise
+from polyfuse.report.table import columns
 from polyfuse.report.verdict import plain_words, verdict
 
 Build = Callable[..., ReportData]
@@ -165,3 +167,10 @@ def test_a_metric_that_cannot_be_measured_is_named() -> None:
     for record in data.subset_records:
         record.metrics.clear()
     assert verdict(data) == ["accuracy cannot be measured on 101 test rows, so there is nothing to judge."]
+
+
+def test_a_single_combination_that_is_not_complete_is_scored_all_the_same() -> None:
+    data = report({"new": REF})
+    del data.subset_records[:2]
+    assert verdict(data)[0] == "New scores 40.0 % accuracy on the 101 test rows with b."
+    assert [c.key for c in columns(summarise(data))][:1] == ["mean"]

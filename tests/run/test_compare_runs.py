@@ -39,7 +39,7 @@ def test_evaluate_refreshes_the_report_and_takes_another_table(run: Run, table: 
     assert max(r.n for r in judged.report.subset_records) <= 59
     unlabelled = table.parent / "unlabelled.csv"
     unlabelled.write_text("id,name,category\n1,cat,\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"no row of 'unlabelled.csv' has a known target"):
+    with pytest.raises(UserError, match=r"no row of 'unlabelled.csv' has a known target and an input"):
         evaluate_run(run, table=unlabelled)
 
 

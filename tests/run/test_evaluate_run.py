@@ -10,7 +10,7 @@ from polyfuse.data.encode import prepare
 from polyfuse.errors import UserError
 from polyfuse.report.records import ReportData
 from polyfuse.run import evaluate_run, train_run
-from polyfuse.run.evaluate import add_oracles
+from polyfuse.run.evaluate import add_oracles, read_labelled
 from polyfuse.run.folder import Run
 
 
@@ -72,3 +72,23 @@ def test_a_table_that_is_gone_is_named_with_the_way_out(run: Run, tmp_path: Path
     (folder / "config.yaml").write_text(text.replace("emoji.csv", "moved.csv"), encoding="utf-8")
     with pytest.raises(UserError, match=r"moved.csv', is not there.*data.table in '.*config.yaml'"):
         evaluate_run(folder)
+
+
+def test_a_labelled_table_may_lack_inputs_but_not_all_and_not_the_target(run: Run, tmp_path: Path) -> None:
+    def write(name: str, *lines: str) -> Path:
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return tmp_path / name
+
+    said: list[str] = []
+    batch, problems = read_labelled(
+        run.encoder, write("a.csv", "name,category", "red heart,symbols", ",symbols", "cat,nothing"), said.append
+    )
+    assert (len(batch), batch.present.tolist()) == (1, [[False, True, False]])
+    assert problems.counts[("row", "no usable input")] == 1
+    assert "no column 'picture': 'picture' is missing in every row" in said
+    with pytest.raises(UserError, match=r"'b.csv' has no target column 'category'; did you mean 'Category'\? add it"):
+        read_labelled(run.encoder, write("b.csv", "name,Category", "red heart,symbols"))
+    with pytest.raises(UserError, match=r"'c.csv' has none of the run's input columns"):
+        read_labelled(run.encoder, write("c.csv", "category,x", "symbols,1"))
+    with pytest.raises(UserError, match=r"no row of 'd.csv' has a known target and an input: .*no usable input"):
+        read_labelled(run.encoder, write("d.csv", "category,name", "symbols,"))

@@ -218,7 +218,9 @@ def _headline(s: Summary) -> dict[str, Any]:
     unit = "%" if metric.percent else metric.unit
     names = {"complete": "complete inputs", "mean": f"mean of {len(s.subsets)} subsets"}
     names["worst"] = f"worst: {clean(subset_label(row.worst_subset or (), s.data.modalities), 40)}"
-    keys = ("complete", "mean", "worst") if len(s.subsets) > 1 else ("complete",)
+    keys = ("complete", "mean", "worst") if len(s.subsets) > 1 else ("complete",) if s.complete else ("mean",)
+    if len(s.subsets) == 1:
+        names["mean"] = clean(" + ".join(s.subsets[0]), 40)
     out = [{"name": names[k], "value": format_value(metric, row.mean(k)), "unit": unit} for k in keys if row.values[k]]
     if row.values["ece_calibrated"]:
         out.append({"name": "ECE after calibration", "value": f"{row.mean('ece_calibrated'):.3f}", "unit": ""})

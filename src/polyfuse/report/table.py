@@ -67,7 +67,10 @@ def columns(summary: Summary) -> list[Column]:
         Column("parameters", "params", "", "count", "trained parameters"),
     ]
     have = [c for c in everything if any(r.values.get(c.key) for r in summary.ranked)]
-    return [c for c in have if many or c.key not in ("mean", "worst", "worst_coverage")]
+    if many:
+        return have
+    only = "complete" if summary.complete is not None else "mean"  # of a single subset
+    return [c for c in have if c.key == only or c.key not in ("complete", "mean", "worst", "worst_coverage")]
 
 
 def cell(metric: Metric, column: Column, value: Spread | None) -> tuple[str, str]:

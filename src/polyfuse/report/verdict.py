@@ -63,6 +63,10 @@ def _alone(s: Summary, row: ArmSummary) -> list[str]:
     first = f"{row.arm.title} scores {_score(s, row, 'complete')} {s.data.primary.label} on the {on}{which}"
     if row.values["complete"] is None:
         first = f"{row.arm.title} was not scored on complete inputs"
+        if len(s.subsets) == 1:
+            rows = max((r.n for r in s.data.subset_records), default=0)
+            where = f"the {judged_rows(s.data, rows)} with {' + '.join(s.subsets[0])}"
+            first = f"{row.arm.title} scores {_score(s, row, 'mean')} {s.data.primary.label} on {where}"
     if len(s.subsets) > 1 and row.values["worst"]:
         worst = subset_label(row.worst_subset or (), s.data.modalities)
         first += f", {_score(s, row, 'mean')} averaged over {_combinations(s, 'all ')}"

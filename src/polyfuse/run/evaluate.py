@@ -10,14 +10,15 @@ from polyfuse.config import RunConfig
 from polyfuse.data.batch import Batch, concatenate
 from polyfuse.data.encode import Prepared, TableEncoder, prepare
 from polyfuse.data.problems import Problems
-from polyfuse.data.table import read_chunks
+from polyfuse.data.schema import nearest
+from polyfuse.data.table import read_chunks, read_header
 from polyfuse.errors import UserError
 from polyfuse.report.records import ReportData, plain
 from polyfuse.report.render import write_report
 from polyfuse.report.table import console_text
 from polyfuse.run.folder import CONFIG, Run, load
 from polyfuse.run.reports import data_summary, run_report
-from polyfuse.run.source import Say, quiet
+from polyfuse.run.source import Say, check_inputs, delimiter_of, quiet
 from polyfuse.studies.arms import Task, train_oracle, workers_for
 from polyfuse.studies.compare import oracle_plan
 
@@ -72,7 +73,7 @@ def evaluate_run(
     test: Batch | None = None
     if table is not None:
         folder = folder / "evaluations" / table.stem
-        test, problems = read_labelled(run.encoder, table)
+        test, problems = read_labelled(run.encoder, table, say)
         prepared = dataclasses.replace(prepared, test=test, problems=problems)
     report = run_report(config, run.folder, prepared, run.model, run.calibration, None, test)
     _keep_training(report, run.folder / "report.json", oracles=table is None)
@@ -125,20 +126,32 @@ def _keep_training(report: ReportData, path: Path, *, oracles: bool) -> None:
     report.commands = list(dict.fromkeys([*before.commands, *report.commands]))
 
 
-def read_labelled(encoder: TableEncoder, table: Path) -> tuple[Batch, Problems]:
-    """Every row of a table that has a known target.
+def read_labelled(encoder: TableEncoder, table: Path, say: Say = quiet) -> tuple[Batch, Problems]:
+    """Every row of a table that has a known target and an input.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is none, or the table lacks the target's column or every input's.
     """
+    delimiter = delimiter_of(encoder, table)
+    known = read_header(table, delimiter=delimiter)
+    for name in encoder.target_codec.columns:
+        if name not in known:
+            raise UserError(
+                f"table '{table.name}' has no target column {name!r}{nearest(name, known) or ';'} add it, or use "
+                "polyfuse predict, which needs none"
+            )
+    check_inputs(encoder, table, known, say)
     problems = Problems()
     batches = []
-    for chunk in read_chunks(table, columns=encoder.config.used_columns):
+    for chunk in read_chunks(table, columns=encoder.config.used_columns, delimiter=delimiter):
         encoded = encoder.encode(chunk, target=True, workers=2)
         problems.update(encoded.problems)
-        if len(encoded.batch):
-            batches.append(encoded.batch)
+        here = encoded.batch.present.any(dim=1)
+        for i in (~here).nonzero()[:, 0].tolist():
+            problems.add("row", "no usable input", encoded.rows[i])
+        if here.any():
+            batches.append(encoded.batch.rows(here.nonzero()[:, 0]))
     if not batches:
-        why = "; ".join(problems.lines()[:3])
-        raise UserError(f"no row of '{table.name}' has a known target{': ' + why if why else ''}")
+        why = "; ".join(line for line in problems.lines() if line.startswith(("row: ", "target: ")))
+        raise UserError(f"no row of '{table.name}' has a known target and an input{': ' + why if why else ''}")
     return concatenate(batches), problems

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from polyfuse.data.problems import Problems
-from polyfuse.data.table import Chunk, read_chunks, read_header, table_format
+from polyfuse.data.table import Chunk, read_chunks, read_header
 from polyfuse.errors import UserError
 from polyfuse.run.answers import answers
 from polyfuse.run.folder import Run, load
-from polyfuse.run.source import Say, quiet
+from polyfuse.run.source import Say, check_inputs, delimiter_of, quiet
 
 ROWS = 1024
 """Rows in memory at a time."""
@@ -104,10 +104,9 @@ def predict_table(
     """
     started = time.perf_counter()
     run = run if isinstance(run, Run) else load(run)
-    table = Path(table)
-    delimiter = _delimiter(run, table)
-    _check_columns(run, table, read_header(table, delimiter=delimiter), say)
-    encoder = run.encoder
+    table, encoder = Path(table), run.encoder
+    delimiter = delimiter_of(encoder, table)
+    check_inputs(encoder, table, read_header(table, delimiter=delimiter), say)
     if allow_outside:
         encoder = replace(encoder, config=encoder.config.model_copy(update={"allow_outside": True}))
     found = Predicted(output)
@@ -119,29 +118,6 @@ def predict_table(
             writer.write(_answer_chunk(replace(run, encoder=encoder), chunk, found))
     found.seconds = time.perf_counter() - started
     return found
-
-
-def _delimiter(run: Run, table: Path) -> str | None:
-    """The delimiter of the run's config where this table has it too; None = seen from the header."""
-    own = run.encoder.config.delimiter
-    if own is None or table_format(table) != "csv":
-        return None
-    return own if set(read_header(table, delimiter=own)) & set(run.encoder.config.input_columns) else None
-
-
-def _check_columns(run: Run, table: Path, known: Sequence[str], say: Say) -> None:
-    """Say once which inputs the table cannot have; refuse one that has none."""
-    lacking = {name: [c for c in codec.columns if c not in known] for name, codec in run.encoder.codecs.items()}
-    if all(len(missing) == len(run.encoder.codecs[name].columns) for name, missing in lacking.items()):
-        wanted, has = (", ".join(map(repr, names[:12])) for names in (run.encoder.config.input_columns, known))
-        raise UserError(
-            f"table '{table.name}' has none of the run's input columns ({wanted}); it has {has or 'no row'}"
-        )
-    for name, missing in lacking.items():
-        if missing:
-            columns = ", ".join(map(repr, missing))
-            whole = len(missing) == len(run.encoder.codecs[name].columns)
-            say(f"no column {columns}: '{name}' is {'missing in every row' if whole else 'read without it'}")
 
 
 def _answer_chunk(run: Run, chunk: Chunk, found: Predicted) -> Columns:

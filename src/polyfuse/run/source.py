@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from polyfuse.config import RunConfig, load_config, make_config
+from polyfuse.data.table import read_header, table_format
+from polyfuse.data.table_encoder import TableEncoder
 from polyfuse.errors import UserError
 from polyfuse.yaml_text import parse_yaml
 
@@ -47,6 +49,29 @@ def resolve(source: Path, overrides: Sequence[str], target: Target, say: Say) ->
         base = source.parent if source.suffix.lower() in YAML else Path()
         table = base / table
     return config.model_copy(update={"data": config.data.model_copy(update={"table": str(table.resolve())})})
+
+
+def delimiter_of(encoder: TableEncoder, table: Path) -> str | None:
+    """The delimiter of the run's config where this table has it too; None = seen from the header."""
+    own = encoder.config.delimiter
+    if own is None or table_format(table) != "csv":
+        return None
+    return own if set(read_header(table, delimiter=own)) & set(encoder.config.input_columns) else None
+
+
+def check_inputs(encoder: TableEncoder, table: Path, known: Sequence[str], say: Say) -> None:
+    """Say once which inputs the table cannot have; refuse one that has none."""
+    lacking = {name: [c for c in codec.columns if c not in known] for name, codec in encoder.codecs.items()}
+    if all(len(missing) == len(encoder.codecs[name].columns) for name, missing in lacking.items()):
+        wanted, has = (", ".join(map(repr, names[:12])) for names in (encoder.config.input_columns, known))
+        raise UserError(
+            f"table '{table.name}' has none of the run's input columns ({wanted}); it has {has or 'no row'}"
+        )
+    for name, missing in lacking.items():
+        if missing:
+            columns = ", ".join(map(repr, missing))
+            whole = len(missing) == len(encoder.codecs[name].columns)
+            say(f"no column {columns}: '{name}' is {'missing in every row' if whole else 'read without it'}")
 
 
 def quiet(message: str) -> None:

@@ -90,6 +90,16 @@ def test_a_mistake_leaves_the_folder_free(config: Path, tmp_path: Path, override
         assert not out.exists()
 
 
+def test_of_several_processes_one_speaks(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, spoken in (("0", True), ("1", False)):
+        said: list[str] = []
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr("polyfuse.run.train.make_fabric", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_run(table, target="category", say=said.append)
+        assert bool(said) == spoken
+
+
 def test_an_interrupt_at_any_time_says_how_to_carry_on(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ def train_run(
     if resume:
         config = _config_to_resume(source, overrides, target, out)
     else:
-        config = resolve(source, overrides, target, say)
+        config = resolve(source, overrides, target, say if os.environ.get("RANK", "0") == "0" else quiet)
     fabric = make_fabric(config.train)
     first = fabric is None or fabric.global_rank == 0
     if not first:

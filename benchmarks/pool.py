@@ -44,11 +44,12 @@ def build_arms(shape: tuple[int, int, int, int, int], train: bool) -> tuple[dict
     """The arms by name, baseline first, and every parameter they use."""
     batch, queries, keys, width, heads = shape
     torch.manual_seed(0)
-    masking = CurriculumMasking(policy="uniform", target_rate=DROP_RATE)
-    ours = MultimodalAttentionPool(width, heads, curriculum_masking=masking).train(train)
-    entropic = CurriculumMasking(policy="inverse_entropy", target_rate=DROP_RATE)
-    ours_entropy = MultimodalAttentionPool(width, heads, curriculum_masking=entropic).train(train)
-    plain = ours_entropy.attention = ours.attention  # one set of parameters: no arm finds colder caches
+    pools = {}
+    for policy in ("uniform", "inverse_entropy"):
+        masking = CurriculumMasking(policy=policy, target_rate=DROP_RATE)
+        pools[policy] = MultimodalAttentionPool(width, heads, curriculum_masking=masking).train(train)
+    uniform, entropic = pools.values()
+    plain = uniform.attention = entropic.attention  # one set of parameters: no arm finds colder caches
     query = nn.Parameter(torch.randn(1 if queries == 0 else batch, max(queries, 1), width))
     features = torch.randn(batch, keys, width)
     present = torch.rand(batch, keys) >= HOLES
@@ -59,8 +60,9 @@ def build_arms(shape: tuple[int, int, int, int, int], train: bool) -> tuple[dict
 
     arms: dict[str, Arm] = {
         "nn.MultiheadAttention": lambda: plain(expanded(), features, features, need_weights=False)[0],
-        "polyfuse": lambda: ours(expanded(), features, present=present),
-        "polyfuse, entropy + info": lambda: ours_entropy(expanded(), features, present=present, return_info=True)[0],
+        "polyfuse": lambda: uniform(expanded(), features, present=present),
+        "polyfuse, inverse_entropy": lambda: entropic(expanded(), features, present=present),
+        "  the same, return_info": lambda: entropic(expanded(), features, present=present, return_info=True)[0],
     }
     parameters: list[Tensor] = [query, *plain.parameters()]
     try:

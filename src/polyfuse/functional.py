@@ -66,9 +66,16 @@ def masked_softmax(scores: Tensor, valid: Tensor | None = None, *, zero_empty: b
     """
     scores = at_least_float32(scores)
     if valid is None:
-        return scores.softmax(dim=-1)
-    weights = scores.masked_fill(~valid, torch.finfo(scores.dtype).min).softmax(dim=-1)
+        return _softmax(scores)
+    weights = _softmax(scores.masked_fill(~valid, torch.finfo(scores.dtype).min))
     return weights.masked_fill(~valid, 0.0) if zero_empty else weights  # changes rows with nothing valid alone
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last axis. On CPU PyTorch is up to twenty times slower on a short last axis than on another."""
+    if scores.ndim < 3:
+        return scores.softmax(dim=-1)
+    return scores.movedim(-1, 1).softmax(dim=1).movedim(1, -1)
 
 
 def check_drop(drop: Tensor, shape: Sequence[int]) -> None:

@@ -161,3 +161,11 @@ def test_autocast_keeps_statistics_in_float32(queries: int | None, heads: int) -
     (output.float().square().sum() + plain.float().square().sum()).backward()
     assert features.grad is not None
     assert features.grad.isfinite().all()
+
+
+def test_large_products_stay_in_the_range_of_float16() -> None:
+    """81 * 1024 is beyond float16; scaled by 1 / 32 it is not."""
+    query = torch.full((1, 4, 1024), 9.0, dtype=torch.float16)
+    scores = pooling.scores_of(pooling.project(query, query, None, pooling.PoolWeights(), 1))
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, torch.full((1, 1, 4, 4), 81.0 * 32))

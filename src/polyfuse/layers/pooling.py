@@ -131,11 +131,11 @@ def project(
 def scores_of(projected: Projected) -> Tensor:
     """Scaled scores in at least float32, ``(B, H, T, M)``."""
     if projected.value_weight is not None:
-        scores = F.linear(projected.key, projected.query).transpose(1, 2).unsqueeze(2)
-    else:
-        scale = projected.query.shape[-1] ** -0.5
-        scores = torch.matmul(projected.query * scale, projected.key.transpose(-2, -1))
-    return PF.at_least_float32(scores)
+        return PF.at_least_float32(F.linear(projected.key, projected.query).transpose(1, 2).unsqueeze(2))
+    query, scale = projected.query, projected.query.shape[-1] ** -0.5
+    if query.dtype == torch.float16:  # products may leave its range; elsewhere the scores are the smaller tensor
+        return torch.matmul(query * scale, projected.key.transpose(-2, -1)).float()
+    return PF.at_least_float32(torch.matmul(query, projected.key.transpose(-2, -1))) * scale
 
 
 def pool_values(projected: Projected, attention: Tensor, *, sums_to_one: bool) -> Tensor:

@@ -82,3 +82,20 @@ def test_what_can_be_fetched_is_listed_where_it_is_fetched(capsys: pytest.Captur
         assert cli.run([group, "list"]) == cli.run(["list", kind]) == 0
         out = capsys.readouterr().out
         assert out[: len(out) // 2] == out[len(out) // 2 :] != ""
+
+
+def test_a_missing_package_is_named_with_the_line_that_installs_it(
+    table: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "polyfuse.data.inspect", None)  # what `import` says of our own is a defect of ours
+    monkeypatch.delitem(sys.modules, "polyfuse.run.inspect", raising=False)
+    with pytest.raises(ModuleNotFoundError):
+        cli.run(["inspect", str(table)])
+
+    def lack(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'pyarrow.csv'", name="pyarrow.csv")
+
+    monkeypatch.setattr("polyfuse.run.list_parts", lack)
+    assert cli.run(["list", "fusions"]) == 2
+    wanted = "polyfuse: this needs the package 'pyarrow': pip install 'polyfuse[workbench]'\n"
+    assert capsys.readouterr().err == wanted

@@ -302,6 +302,12 @@ def run(arguments: list[str] | None = None) -> int:
     except UserError as error:
         say(f"polyfuse: {error}")
         return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "polyfuse"):
+            raise
+        say(f"polyfuse: this needs the package '{package}': pip install 'polyfuse[workbench]'")
+        return 2
     except (KeyboardInterrupt, typer.Abort):
         say("polyfuse: interrupted")
         return 130

@@ -142,3 +142,22 @@ def test_load_refuses_what_is_no_run(tmp_path: Path, run: Run) -> None:
     shutil.copy(run.folder / "config.yaml", folder)
     with pytest.raises(UserError, match=r"encoder.json' is missing: the run is not finished"):
         load(folder)
+
+
+def test_an_interrupted_or_damaged_run_does_not_answer(tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    whole = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
+    (folder / "calibration.json").unlink()  # interrupted in training: there is a best checkpoint, and no calibration
+    with pytest.raises(UserError, match=r"calibration.json' is missing: the run is not finished; .*--resume"):
+        load(folder)
+    (folder / "calibration.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"calibration.json' does not hold what .*'format'"):
+        load(folder)
+    other = whole | {"prior": whole["prior"][:-1]}
+    (folder / "calibration.json").write_text(json.dumps(other), encoding="utf-8")
+    with pytest.raises(UserError, match="belongs to another run"):
+        load(folder)
+    (folder / "encoder.json").write_text('{"version": 1}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"encoder.json' does not hold what .*'codecs'"):
+        load(folder)

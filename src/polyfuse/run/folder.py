@@ -8,10 +8,10 @@ Text, JSON and safetensors only: a foreign run folder runs no code when it is lo
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from polyfuse.calibrate import Calibration
 from polyfuse.config import RunConfig, load_config
@@ -24,6 +24,7 @@ from polyfuse.train.build import build_model
 from polyfuse.train.checkpoint import BEST, LAST, load_model, read_checkpoint
 
 CONFIG, ENCODER, CALIBRATION = "config.yaml", "encoder.json", "calibration.json"
+Part = TypeVar("Part")
 PROBLEMS, VERSIONS, SUMMARY = "problems.json", "versions.json", "summary.json"
 
 
@@ -76,9 +77,7 @@ def load(folder: Path | str) -> Run:
     encoder = load_encoder(folder)
     model = build_model(encoder.specs, encoder.target, config.model, seed=config.train.seed)
     load_model(model, read_checkpoint(folder / BEST))
-    calibration = None
-    if (folder / CALIBRATION).is_file():
-        calibration = Calibration.from_dict(read_json(folder / CALIBRATION))
+    calibration = load_calibration(folder, encoder) if config.calibrate.enabled else None
     return Run(folder, config, encoder, model.eval(), calibration)
 
 
@@ -100,5 +99,33 @@ def emptied_on_mistake(folder: Path) -> Iterator[None]:
 
 
 def load_encoder(folder: Path) -> TableEncoder:
-    """The table encoder of a run."""
-    return TableEncoder.from_dict(read_json(folder / ENCODER))
+    """The table encoder of a run.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    return _rebuilt(folder / ENCODER, TableEncoder.from_dict)
+
+
+def load_calibration(folder: Path, encoder: TableEncoder) -> Calibration:
+    """The calibration of a run that has one: without its file the run is not finished.
+
+    Raises:
+        UserError: If it is missing, damaged or of another run.
+    """
+    calibration = _rebuilt(folder / CALIBRATION, lambda value: Calibration.from_dict(value, encoder.modalities))
+    outputs = 2 if encoder.target.task == "regression" else encoder.target.outputs
+    if (calibration.task, len(calibration.prior)) != (encoder.target.task, outputs):
+        raise UserError(f"'{folder / CALIBRATION}' belongs to another run; polyfuse train --resume makes it again")
+    return calibration
+
+
+def _rebuilt(path: Path, build: Callable[[Any], Part]) -> Part:
+    value = read_json(path)
+    try:
+        return build(value)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"'{path}' does not hold what polyfuse writes there ({what}); the run is damaged") from None

@@ -98,6 +98,10 @@ def test_a_paired_difference_is_the_difference_of_the_table(
             np.mean([r.metrics["accuracy"] for r in report.subset_records if (r.arm, r.subset) == (arm, subset)])
         )
 
+    over_all = next(p for p in report.paired if p.arm == "late" and p.over == "mean")
+    subsets = [("a",), ("b",), NAMES]  # the test rows have holes: every subset has other rows
+    table = [float(np.mean([mean(arm, subset) for subset in subsets])) for arm in ("late", "reference")]
+    assert over_all.mean == pytest.approx(table[0] - table[1])
     complete = next(p for p in report.paired if p.arm == "late" and p.over == "complete")
     assert complete.mean == pytest.approx(mean("late", NAMES) - mean("reference", NAMES))
     assert complete.low <= complete.mean <= complete.high

@@ -266,8 +266,14 @@ def _losses(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
 
 
 def _mean_over_subsets(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(R, N)`` mean over the subsets a row has; NaN without any."""
+    """``(R, N)`` what each row adds to the mean over subsets; NaN for a row without any.
+
+    A loss counts by one over the rows that have its subset, so that the mean over rows is the mean over subsets of the
+    table, whatever the holes; of complete rows it is each row's own mean.
+    """
     known = ~np.isnan(losses)
-    total = np.where(known, losses, 0.0).sum(axis=1)
-    count = known.sum(axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    share = known.sum(axis=2, keepdims=True)
+    asked = (share > 0).sum(axis=1)
+    total = (np.where(known, losses, 0.0) / np.maximum(share, 1)).sum(axis=1)
+    any_known = known.any(axis=1)
+    return np.where(any_known, total * any_known.sum(axis=1, keepdims=True) / np.maximum(asked, 1), np.nan)

@@ -17,7 +17,7 @@ RANKS = [
     {"errors", "registry", "cache", "files", "yaml_text"},
     {"functional", "layers"},
     {"data", "encoders", "fusion", "heads", "losses"},
-    {"models", "config"},
+    {"models", "config", "datasets"},
     {"train", "evaluate", "calibrate"},
     {"report"},
     {"studies"},

@@ -1,0 +1,30 @@
+"""Data sets of the bench, each in a file of its own: ``load_dataset("mfeat")`` fetches, checks, splits and encodes."""
+
+from polyfuse.datasets.base import DataSet, DataSetSource
+from polyfuse.registry import Registry
+
+DATASETS = Registry("data set", {})
+
+
+def load_dataset(name: str, split: int = 0) -> DataSet:
+    """A data set, fetched on first use.
+
+    Args:
+        name: An entry of ``DATASETS``.
+        split: Number of the random split; 0 is the standard one.
+
+    Raises:
+        UserError: If the name is unknown or its files cannot be fetched.
+    """
+    from polyfuse.errors import UserError
+
+    if name not in DATASETS:
+        try:
+            DATASETS[name]
+        except KeyError as error:
+            raise UserError(str(error.args[0])) from None
+    source: DataSetSource = DATASETS[name]
+    return source.load(split)
+
+
+__all__ = ["DATASETS", "DataSet", "DataSetSource", "load_dataset"]

@@ -1,7 +1,7 @@
 """Metrics, all-subset sweeps, baselines and intervals: predictions in, plain records out."""
 
 from polyfuse.evaluate.baselines import embedding_batch, gradient_boosting, presence_only
-from polyfuse.evaluate.corruptions import corruption_records
+from polyfuse.evaluate.corruptions import corruption_records, flagged_difference
 from polyfuse.evaluate.intervals import paired_difference, paired_statistic
 from polyfuse.evaluate.metrics import HIGHER_IS_BETTER, PRIMARY, score
 from polyfuse.evaluate.records import evaluate_model, own_record, records, reliability_records
@@ -19,6 +19,7 @@ __all__ = [
     "drop_weights",
     "embedding_batch",
     "evaluate_model",
+    "flagged_difference",
     "gradient_boosting",
     "own_record",
     "paired_difference",

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyfuse.data.batch import Batch, Inputs
-from polyfuse.data.corrupt import TEST_CORRUPTIONS, InputScale, corrupt_modality
-from polyfuse.evaluate.metrics import confidence
+from polyfuse.data.batch import Batch, Inputs, map_tensors
+from polyfuse.data.corrupt import TEST_CORRUPTIONS, InputScale, Value, corrupt_modality
+from polyfuse.evaluate.metrics import confidence, confidence_and_loss
 from polyfuse.evaluate.records import Record, plain, scores
 from polyfuse.evaluate.selective import auroc
 from polyfuse.evaluate.sweep import embed, sweep
@@ -34,6 +34,8 @@ def corruption_records(
     seed: int = 0,
     scale: float = 1.0,
     batch_size: int = 1024,
+    given: Mapping[tuple[str, str], Value] | None = None,
+    losses: bool = False,
 ) -> list[Record]:
     """Scores with one input broken, per corruption and modality, over the rows that have that modality.
 
@@ -48,6 +50,8 @@ def corruption_records(
         seed: Of the keyed draws.
         scale: Standard deviation that undoes the target's standardisation (regression).
         batch_size: Rows per encoder call.
+        given: Inputs broken before they were encoded, ``{(modality, corruption): input}``, rows as in ``batch``.
+        losses: Also ``losses``: an array over the rows of ``batch``, NaN where the modality is absent.
 
     Returns:
         Dicts with ``corruption`` ("noise 3"), ``modality``, ``flagged``, ``n``, the scores of ``records``, and
@@ -67,14 +71,19 @@ def corruption_records(
             _Reusing(model) if reusable else model, known_inputs, subsets=as_found, task=task, batch_size=batch_size
         )
         sure = confidence(task, predictions(clean, task, -1, calibration))
-        for name, value in corruptions:
-            broken = corrupt_modality(rows, modality, name, value, seed=seed, flagged=flagged, scales=scales)
+        made = {name if value is None else f"{name} {value:g}": (name, value) for name, value in corruptions}
+        found = {name: value for (of, name), value in (given or {}).items() if of == modality}
+        for title in (*made, *found):
+            if title in made:
+                broken = corrupt_modality(rows, modality, *made[title], seed=seed, flagged=flagged, scales=scales)
+            else:
+                broken = _replaced(rows, modality, found[title], here, flagged)
             now = replace(broken, inputs={**known_inputs.inputs, modality: broken.inputs[modality]})
             asked = _Reusing(model, modality) if reusable else model
             swept = sweep(asked, now, subsets=as_found, task=task, batch_size=batch_size)
             ok = clean.scored
             record: Record = {
-                "corruption": name if value is None else f"{name} {value:g}",
+                "corruption": title,
                 "modality": modality,
                 "flagged": flagged,
                 "n": int(ok.sum()),
@@ -83,7 +92,51 @@ def corruption_records(
             after = confidence(task, predictions(swept, task, -1, calibration))
             record["detection_auroc"] = auroc(sure[ok], after[ok])
             out.append(plain(record))
+            if losses:
+                after_rows = predictions(swept, task, -1)
+                lost = np.full(len(batch), np.nan, np.float32)
+                lost[here.numpy()[ok]] = confidence_and_loss(task, after_rows[ok], swept.target[ok])[1]
+                out[-1]["losses"] = lost
     return out
+
+
+def flagged_difference(
+    model: Any,
+    batch: Batch,
+    *,
+    corruption: tuple[str, float | None] = ("noise", 3.0),
+    scales: Mapping[str, InputScale] | None = None,
+    batch_size: int = 1024,
+) -> dict[str, float]:
+    """By modality, the largest change of a logit when an input that is marked absent is also broken: 0 if nothing leaks.
+
+    Args:
+        model: A fusion model or a baseline.
+        batch: Rows with a target.
+        corruption: What is done to the absent input.
+        scales: As in ``corruption_records``.
+        batch_size: Rows per encoder call.
+    """
+    out = {}
+    as_found = np.zeros((0, len(batch.modalities)), bool)
+    for m, modality in enumerate(batch.modalities):
+        here = batch.present[:, m].nonzero()[:, 0]
+        if not len(here):
+            continue
+        rows = batch.rows(here)
+        broken = corrupt_modality(rows, modality, *corruption, flagged=True, scales=scales)
+        removed = rows.with_present(broken.present)
+        one, other = (sweep(model, b, subsets=as_found, batch_size=batch_size).own for b in (removed, broken))
+        out[modality] = float(np.abs(one - other).max())
+    return out
+
+
+def _replaced(rows: Batch, modality: str, value: Value, here: Tensor, flagged: bool) -> Batch:
+    inputs = {**rows.inputs, **map_tensors({modality: value}, lambda tensor: tensor[here])}
+    present = rows.present.clone()
+    if flagged:
+        present[:, rows.modalities.index(modality)] = False
+    return replace(rows, inputs=inputs, present=present)
 
 
 class _Reusing(torch.nn.Module):

@@ -20,11 +20,12 @@ from polyfuse.data.batch import Batch
 from polyfuse.data.corrupt import fit_scales
 from polyfuse.data.spec import ModalitySpec, TargetSpec
 from polyfuse.evaluate.baselines import gradient_boosting, presence_only
+from polyfuse.models.fusion_model import FusionModel
 from polyfuse.report.records import Metric, Oracle, ordered_subset
 from polyfuse.studies.judge import Judgement, fit_calibration, judge
 from polyfuse.train.build import build_model, parameter_count
 from polyfuse.train.features import embed, feature_specs, fit_encoder, fit_encoders
-from polyfuse.train.loop import fit
+from polyfuse.train.loop import FitResult, fit
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Task:
         groups: Per validation and test row, what it belongs to (a concept, a patient); None = every row on its own.
         evaluate: Subsets, rates, corruptions.
         calibrate: Levels.
+        encode: Train an encoder per modality even where all inputs are vectors; otherwise such inputs are features, and
+            the fusion takes them as they are.
     """
 
     train: Batch
@@ -50,11 +53,17 @@ class Task:
     groups: Mapping[str, Sequence[str]] | None = None
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    encode: bool = False
+
+    @property
+    def vectors(self) -> bool:
+        """Whether all inputs are vectors, which trees can read."""
+        return all(spec.type == "vector" for spec in self.specs.values())
 
     @property
     def cached(self) -> bool:
         """Whether the inputs are features, which a fusion takes as they are."""
-        return all(spec.type == "vector" for spec in self.specs.values())
+        return self.vectors and not self.encode
 
 
 @dataclass(frozen=True)
@@ -144,17 +153,8 @@ def train_and_judge(task: Task, plan: Plan, settings: Mapping[str, Any], judged:
     """One arm, one seed."""
     if plan.baseline:
         return _baseline(task, plan)
-    train, validation, test, specs = _rows(task, plan.uses)
-    model = _model(plan, specs, task)
-    result = fit(
-        model,
-        train,
-        validation,
-        plan.train,
-        task=task.target.task,
-        masking=plan.model.masking(),
-        classes=task.target.classes,
-    )
+    train, validation, test, specs = rows_of(task, plan.uses)
+    model, result = train_plan(task, plan, train, validation, specs)
     judgement = None
     if judged:
         calibration = _calibrate(model, replace(task, train=train, validation=validation), plan.uses)
@@ -185,7 +185,26 @@ def train_and_judge(task: Task, plan: Plan, settings: Mapping[str, Any], judged:
     )
 
 
-def _rows(task: Task, uses: tuple[str, ...]) -> tuple[Batch, Batch, Batch, dict[str, ModalitySpec]]:
+def train_plan(
+    task: Task, plan: Plan, train: Batch, validation: Batch, specs: Mapping[str, ModalitySpec]
+) -> tuple[FusionModel, FitResult]:
+    """The model of a plan, trained on rows from ``rows_of``."""
+    encoders = {name: nn.Identity() for name in specs} if task.cached else None
+    model = build_model(specs, task.target, plan.model, seed=plan.train.seed, encoders=encoders)
+    result = fit(
+        model,
+        train,
+        validation,
+        plan.train,
+        task=task.target.task,
+        masking=plan.model.masking(),
+        classes=task.target.classes,
+    )
+    return model, result
+
+
+def rows_of(task: Task, uses: tuple[str, ...]) -> tuple[Batch, Batch, Batch, dict[str, ModalitySpec]]:
+    """Training, validation and test rows that have all of ``uses``, with these inputs alone; empty = all."""
     if not uses:
         return task.train, task.validation, task.test, dict(task.specs)
     train, validation, test = (only(batch, uses)[0] for batch in (task.train, task.validation, task.test))
@@ -198,34 +217,19 @@ def _spread_out(losses: NDArray[np.float32], test: Batch, uses: tuple[str, ...])
     return out
 
 
-def _model(plan: Plan, specs: Mapping[str, ModalitySpec], task: Task) -> nn.Module:
-    encoders = {name: nn.Identity() for name in specs} if task.cached else None
-    return build_model(specs, task.target, plan.model, seed=plan.train.seed, encoders=encoders)
-
-
 def _calibrate(model: Any, task: Task, uses: Sequence[str] = ()) -> Calibration | None:
     groups = task.groups["validation"] if task.groups is not None and not uses else None
     return fit_calibration(model, task.train, task.validation, task.target.task, task.calibrate, task.evaluate, groups)
 
 
 def _baseline(task: Task, plan: Plan) -> Outcome:
-    """A predictor that is no fusion, judged like one."""
     started = time.perf_counter()
-    kind, outputs = task.target.task, task.target.outputs
-    if plan.baseline == "gradient_boosting" and not task.cached:
-        encoders = fit_encoders(task.specs, task.train, task.validation, task.target, plan.model, plan.train)
-        batches = [embed(encoders, batch) for batch in (task.train, task.validation, task.test)]
-        task = replace(task, train=batches[0], validation=batches[1], test=batches[2], specs=feature_specs(batches[0]))
-    fitted: Any = (
-        presence_only(task.train, kind, outputs=outputs, drop_rate=0.5)
-        if plan.baseline == "presence_only"
-        else gradient_boosting(task.train, kind, outputs=outputs, seed=plan.train.seed)
-    )
+    fitted, task = fit_baseline(task, plan)
     seconds = time.perf_counter() - started
     judgement = judge(
         fitted,
         task.test,
-        kind,
+        task.target.task,
         _calibrate(fitted, task),
         evaluate=task.evaluate,
         scale=task.target.std,
@@ -235,22 +239,28 @@ def _baseline(task: Task, plan: Plan) -> Outcome:
     return Outcome(plan.name, plan.train.seed, {}, float("nan"), seconds, None, 0.0, judgement)
 
 
+def fit_baseline(task: Task, plan: Plan) -> tuple[Any, Task]:
+    """A predictor that is no fusion, and the task as it reads it: trees see images and texts as features."""
+    kind, outputs = task.target.task, task.target.outputs
+    if plan.baseline == "gradient_boosting" and not task.vectors:
+        encoders = fit_encoders(task.specs, task.train, task.validation, task.target, plan.model, plan.train)
+        batches = [embed(encoders, batch) for batch in (task.train, task.validation, task.test)]
+        task = replace(task, train=batches[0], validation=batches[1], test=batches[2], specs=feature_specs(batches[0]))
+    fitted: Any = (
+        presence_only(task.train, kind, outputs=outputs, drop_rate=0.5)
+        if plan.baseline == "presence_only"
+        else gradient_boosting(task.train, kind, outputs=outputs, seed=plan.train.seed)
+    )
+    return fitted, task
+
+
 def train_oracle(task: Task, plan: Plan, mask: tuple[bool, ...]) -> Oracle | None:
     """The primary metric of a model trained for one subset; None where no test row has it."""
     names = tuple(name for name, here in zip(task.train.modalities, mask, strict=True) if here)
-    train, validation, test, specs = _rows(task, names)
+    train, validation, test, specs = rows_of(task, names)
     if not len(test) or not len(train):
         return None
-    model = _model(plan, specs, task)
-    fit(
-        model,
-        train,
-        validation,
-        plan.train,
-        task=task.target.task,
-        masking=plan.model.masking(),
-        classes=task.target.classes,
-    )
+    model, _ = train_plan(task, plan, train, validation, specs)
     full = np.ones((1, len(names)), bool)
     judged = judge(
         model,

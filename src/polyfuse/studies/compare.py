@@ -237,7 +237,7 @@ def paired(name: str, ours: Sequence[Outcome], reference: str, theirs: Sequence[
     out = []
     for over in ("complete", "mean"):
         pick = subsets.all(axis=1) if over == "complete" else np.ones(len(subsets), bool)
-        x, y = (_mean_over_subsets(losses[:, pick]) for losses in (a, b))
+        x, y = (mean_over_subsets(losses[:, pick]) for losses in (a, b))
         if np.isnan(x - y).all():
             continue
         found = paired_difference(-unit * x, -unit * y, groups, draws=task.evaluate.bootstrap)
@@ -265,7 +265,7 @@ def _losses(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
     return np.stack([o.judgement.losses for o in outcomes if o.judgement is not None]).astype(np.float64)
 
 
-def _mean_over_subsets(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+def mean_over_subsets(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     """``(R, N)`` what each row adds to the mean over subsets; NaN for a row without any.
 
     A loss counts by one over the rows that have its subset, so that the mean over rows is the mean over subsets of the

@@ -78,6 +78,9 @@ class ModelConfig(_Frozen):
         description="bernoulli: inputs are lost independently; stratified: modality_dropout of the rows keep a number "
         "of inputs that is uniform over 1..M",
     )
+    modality_dropout_ramp: Float = Field(
+        default=0.0, ge=0, le=1, description="share of the epochs over which modality_dropout rises from 0 to its rate"
+    )
     corruption: Float = Field(
         default=0.15,
         ge=0,
@@ -107,9 +110,62 @@ class ModelConfig(_Frozen):
         return {
             "modality_dropout": rate,
             "schedule": self.modality_dropout_schedule,
+            "ramp": self.modality_dropout_ramp,
             "corruption": self.corruption,
             "kinds": self.corruption_kinds,
         }
+
+
+class RecipeConfig(_Frozen):
+    """What a step minimises beside the task's loss on the rows as dropout left them. Everything is off by default."""
+
+    passes: Literal["one", "full", "sandwich"] = Field(
+        default="one",
+        description="fusion passes of a step, encoders once: one: the rows as modality dropout left them; full: also "
+        "with all they have; sandwich: that, and a random single input",
+    )
+    distill: Float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the divergence from the full prediction to the poorer ones, rows weighted by the "
+        "teacher's entropy (adds the full pass)",
+    )
+    consistency: Float = Field(
+        default=0.0, ge=0, description="weight of the same divergence, unweighted: CEC as martingale consistency"
+    )
+    hinge: Float = Field(
+        default=0.0, ge=0, description="weight of CML's hinge on confidence that grows when inputs are lost"
+    )
+    monotone: Float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the mean loss with all inputs above that with fewer, where it is above",
+    )
+    instance_passes: Int = Field(
+        default=0,
+        ge=0,
+        description="further passes with random subsets, whose spread sets a coefficient per row for consistency and "
+        "entropy_bonus (AECF's lambda(x)); 0: no coefficient, otherwise at least 2",
+    )
+    entropy_bonus: Float = Field(
+        default=0.0, ge=0, description="weight of a reward for spread-out fusion weights, for fusions that have weights"
+    )
+    entropy_until: Float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the steps at which the entropy bonus has faded to nothing; 1: never",
+    )
+    subset_dro: Float = Field(
+        default=0.0,
+        ge=0,
+        description="step size with which combinations of high regret gain weight (GroupDRO); 0: all weigh alike",
+    )
+    subset_floor: dict[str, Float] = Field(
+        default_factory=dict,
+        description="loss that a model of its own reaches per combination, such as {audio+image: 0.4}; the regret is "
+        "measured from it; default 0",
+    )
 
 
 class TrainConfig(_Frozen):
@@ -151,6 +207,7 @@ class TrainConfig(_Frozen):
     ramp: Float = Field(
         default=0.0, ge=0, le=1, description="share of the steps over which a fusion's own drop policy (aecf) ramps up"
     )
+    recipe: RecipeConfig = Field(default_factory=RecipeConfig, description="further objectives")
     checkpoint_seconds: Float = Field(default=20.0, gt=0, description="longest time between two checkpoints")
     checkpoint_steps: Int | None = Field(default=None, ge=1, description="also a checkpoint every so many steps")
 

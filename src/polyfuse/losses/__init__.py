@@ -1,6 +1,29 @@
-"""Losses: the negative log-likelihood of each task, and a reward for spread-out fusion weights."""
+"""Losses: the likelihood of each task, rewards for spread-out fusion weights, and consistency between subsets."""
 
+from polyfuse.losses.consistency import (
+    CEC,
+    confidence_hinge,
+    distillation,
+    divergence,
+    instance_coefficient,
+    martingale_consistency,
+    mean_monotone,
+)
 from polyfuse.losses.entropy import EntropyRegularizer, entropy_bonus, unimodal_disagreement
 from polyfuse.losses.task import TASKS, TaskLoss, task_loss
 
-__all__ = ["TASKS", "EntropyRegularizer", "TaskLoss", "entropy_bonus", "task_loss", "unimodal_disagreement"]
+__all__ = [
+    "CEC",
+    "TASKS",
+    "EntropyRegularizer",
+    "TaskLoss",
+    "confidence_hinge",
+    "distillation",
+    "divergence",
+    "entropy_bonus",
+    "instance_coefficient",
+    "martingale_consistency",
+    "mean_monotone",
+    "task_loss",
+    "unimodal_disagreement",
+]

@@ -39,6 +39,7 @@ from polyfuse.train.checkpoint import (
 from polyfuse.train.devices import Device, FabricDevice, PlainDevice, freeze_modes
 from polyfuse.train.objective import Objective, class_weight
 from polyfuse.train.progress import Bar
+from polyfuse.train.recipe import Recipe, active
 from polyfuse.train.schedule import evaluation_steps, learning_rate, make_optimizer, set_learning_rate
 from polyfuse.train.stream import Masking, Step, Stream
 from polyfuse.train.validation import SubsetLoss
@@ -162,12 +163,15 @@ class _Loop:
             train, config.batch_size, accumulate=config.accumulate, masking=masking, seed=config.seed, **shard
         )
         self.total = config.steps or config.epochs * self.stream.steps_per_epoch
+        self.stream.epochs = self.total / self.stream.steps_per_epoch
         self.moments = evaluation_steps(self.total, config.evaluations)
         self.validate = SubsetLoss(validation, task, **shard) if validation is not None and len(validation) else None
         assert train.target is not None  # noqa: S101 - fit refuses it
         weight = self._class_weight(train, task, classes)
         self.objective = Objective(task, weight, getattr(model, "fusion", None), config.entropy_weight)
-        self.optimizer, _ = make_optimizer(model, config.lr, config.weight_decay, fused=device.fused_optimizer)
+        self.recipe = Recipe(config.recipe, model, self.objective, config.seed) if active(config.recipe) else None
+        trained = model if self.recipe is None else self.recipe.network
+        self.optimizer, _ = make_optimizer(trained, config.lr, config.weight_decay, fused=device.fused_optimizer)
         # Of this process: task loss since the last evaluation; what the fusion dropped since the start, of how many.
         self.sums = torch.zeros(3, dtype=torch.float64, device=device.device)
         self.state = _State()
@@ -192,7 +196,9 @@ class _Loop:
         found = last is not None and last.exists()
         if found and not resume:
             raise UserError(f"'{self.run_dir}' holds a run already; resume it or choose another folder")
-        self.module, self.wrapped_optimizer = self.device.setup(self.model, self.optimizer)
+        self.module, self.wrapped_optimizer = self.device.setup(
+            self.model if self.recipe is None else self.recipe.network, self.optimizer
+        )
         size = 0
         if found and last is not None:
             size = self._restore(last)
@@ -254,15 +260,20 @@ class _Loop:
             assert target is not None  # noqa: S101 - fit refuses it
             with device.no_sync(self.module, i < len(step.passes)):
                 with device.autocast():
-                    output = self.module(part.batch.inputs, part.batch.present)
-                    loss, task_sum = self.objective(output, target)
+                    if self.recipe is None:
+                        output = self.module(part.batch.inputs, part.batch.present)
+                        loss, task_sum = self.objective(output, target)
+                    else:
+                        loss, task_sum, output = self.recipe(
+                            self.module, part.batch, part.available, number, number / self.total
+                        )
                 device.backward(loss * (part.weight * scale))
             if part.weight:
                 self.sums[0] += task_sum
                 self.state.rows += len(part.batch)
                 drop = output.info.get("drop")
                 if drop is not None:
-                    self.sums[1] += drop.sum()
+                    self.sums[1] += drop[: len(part.batch)].sum()  # of the first pass
                     self.sums[2] += part.batch.present.sum()
         if config.clip is not None:
             device.clip(self.module, self.wrapped_optimizer, config.clip)
@@ -328,6 +339,8 @@ class _Loop:
             return
         tensors, extra = model_tensors(self.model)
         tensors |= optimizer_tensors(self.optimizer) | {"loop.sums": self.sums}
+        if self.recipe is not None:
+            tensors |= self.recipe.tensors()
         metrics = self.run_dir / METRICS
         state = {
             "extra": extra,
@@ -358,6 +371,8 @@ class _Loop:
                 )
         load_model(self.model, checkpoint)
         load_optimizer(self.optimizer, checkpoint)
+        if self.recipe is not None:
+            self.recipe.load(checkpoint.part("recipe"))
         self.device.load_scaler_state(saved["scaler"])
         self.state = _State(**saved["counters"])
         if self.device.rank == 0:

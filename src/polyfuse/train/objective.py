@@ -65,8 +65,8 @@ class Objective:
     def __init__(self, task: str, weight: Tensor | None, fusion: nn.Module | None, entropy_weight: float = 0.0) -> None:
         self.task, self.weight, self.entropy_weight = task, weight, entropy_weight
         parts: list[Any] = [getattr(module, "entropy_loss", None) for module in fusion.modules()] if fusion else []
-        self._entropy_loss: Any = next(filter(callable, parts), None)
-        if entropy_weight > 0 and not callable(self._entropy_loss):
+        self.entropy_loss: Any = next(filter(callable, parts), None)
+        if entropy_weight > 0 and not callable(self.entropy_loss):
             raise UserError(
                 f"train.entropy_weight needs a fusion with an entropy loss, such as aecf, got "
                 f"{type(fusion).__name__}; set it to 0"
@@ -77,5 +77,5 @@ class Objective:
         task = task_loss(self.task, output.logits, target, self.weight, reduction="sum")
         if self.entropy_weight == 0:
             return task, task.detach()
-        entropy = self._entropy_loss(output.info["entropy"], target=output.info.get("target_entropy"))
+        entropy = self.entropy_loss(output.info["entropy"], target=output.info.get("target_entropy"))
         return task + self.entropy_weight * len(target) * entropy, task.detach()

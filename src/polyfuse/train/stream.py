@@ -29,12 +29,14 @@ class Masking:
         modality_dropout: Drop rate of every present modality, given that one survives; 0 = none.
         schedule: ``bernoulli`` (independent losses) or ``stratified`` (any number of survivors is equally likely; then
             the rate is the share of rows that are thinned).
+        ramp: Share of the epochs over which the dropout rises from 0 to its rate, linearly by epoch.
         corruption: Share of the inputs replaced by noise or by another row's input, without a flag.
         kinds: What corruption does: ``noise``, ``swap``. With noise alone no row looks at another.
     """
 
     modality_dropout: float = 0.0
     schedule: str = "bernoulli"
+    ramp: float = 0.0
     corruption: float = 0.0
     kinds: tuple[str, ...] = ("noise", "swap")
 
@@ -45,10 +47,12 @@ class Pass:
 
     Attributes:
         batch: The rows, dropped modalities already marked absent.
+        available: ``(b, M)`` bool: what the rows had before the dropout.
         weight: 1, or 0 for a row that only stands in where this process has none (every process must take part).
     """
 
     batch: Batch
+    available: Tensor
     weight: float
 
 
@@ -70,6 +74,7 @@ class Stream:
         accumulate: Passes per step.
         masking: Dropout and corruption.
         seed: Of every draw.
+        epochs: Epochs of the whole run, for the ramp of the dropout.
         rank: This process; it takes every ``world_size``-th row of a step.
         world_size: Number of processes.
         device: Where the rows go.
@@ -83,6 +88,7 @@ class Stream:
         accumulate: int = 1,
         masking: Masking | None = None,
         seed: int = 0,
+        epochs: float = 1.0,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
@@ -92,6 +98,7 @@ class Stream:
         self.accumulate = accumulate
         self.masking = masking or Masking()
         self.seed = seed
+        self.epochs = epochs
         self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
         self.steps_per_epoch = -(-len(table) // self.batch_size)
@@ -101,20 +108,26 @@ class Stream:
     def presence(self, epoch: int) -> Tensor:
         """``(N, M)`` bool: what is left of every row in this epoch."""
         masking, present = self.masking, self.table.present
-        if masking.modality_dropout == 0.0:
+        rate = masking.modality_dropout * self._risen(epoch)
+        if rate == 0.0:
             return present
         modalities = present.shape[1]
         policy: DropPolicy
         if masking.schedule == "stratified":
             policy = SizeStratified()
         else:
-            policy = Bernoulli(masking.modality_dropout)
+            policy = Bernoulli(rate)
         wanted = policy.draws(modalities)
         draws = uniform(self.seed, "modality dropout", epoch, self.table.keys, wanted + 1)
         drop = sample_drop(present, policy, draws[:, :wanted])
         if masking.schedule == "stratified":
-            drop &= draws[:, wanted:] < masking.modality_dropout
+            drop &= draws[:, wanted:] < rate
         return present & ~drop
+
+    def _risen(self, epoch: int) -> float:
+        """Share of the dropout's rate that holds in an epoch: 0 in the first one where it ramps, 1 from its end on."""
+        span = self.masking.ramp * self.epochs
+        return min(1.0, epoch / span) if span > 0 else 1.0
 
     def drop_counts(self, epoch: int, steps: int) -> tuple[int, int]:
         """Modalities dropped, and modalities that were there, in the first ``steps`` of an epoch."""
@@ -142,7 +155,8 @@ class Stream:
         # A process without a row in the last batch of an epoch runs one that counts nothing: gradients are exchanged.
         stand_in = [len(share) == 0 for share in shares]
         shares = [order[:1] if absent else share for share, absent in zip(shares, stand_in, strict=True)]
-        block = table.rows(torch.cat(shares))
+        index = torch.cat(shares)
+        block, available = table.rows(index), self.table.present[index].to(self.device)
         if self.masking.corruption > 0:
             masking = self.masking
             block = corrupt(block, masking.corruption, self.seed, epoch, masking.kinds, scales=self._scales)
@@ -151,7 +165,9 @@ class Stream:
         for number, indices, share, absent in zip(numbers, batches, shares, stand_in, strict=True):
             passes = []
             for rows in _parts(len(share), self.accumulate):
-                passes.append(Pass(_slice(block, offset, rows), 0.0 if absent else 1.0))
+                passes.append(
+                    Pass(_slice(block, offset, rows), available.narrow(0, offset, rows), 0.0 if absent else 1.0)
+                )
                 offset += rows
             yield Step(number, passes, len(indices))
 

@@ -28,7 +28,7 @@ def test_autocast(case: Any, mode: bool) -> None:
         out = case.run(model, inputs, present)
     eps = torch.finfo(torch.bfloat16).eps
     torch.testing.assert_close(
-        out.logits.float(), expected, atol=8 * eps * max(1.0, expected.abs().max()), rtol=8 * eps
+        out.logits.float(), expected, atol=8 * eps * max(1.0, expected.abs().max().item()), rtol=8 * eps
     )
     out.logits.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

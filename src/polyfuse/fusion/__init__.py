@@ -6,13 +6,18 @@
 from polyfuse.fusion.aecf import AECFFusion
 from polyfuse.fusion.attention_pool import AttentionPoolFusion
 from polyfuse.fusion.base import FusionOutput
+from polyfuse.fusion.bottleneck import BottleneckFusion
 from polyfuse.fusion.concat import ConcatFusion
 from polyfuse.fusion.embracenet import EmbraceNetFusion
 from polyfuse.fusion.gated import GatedFusion
 from polyfuse.fusion.hybrid import HybridFusion
 from polyfuse.fusion.late import LateFusion
 from polyfuse.fusion.low_rank import LowRankFusion
+from polyfuse.fusion.mixture_of_experts import MixtureOfExpertsFusion
+from polyfuse.fusion.product_of_experts import ProductOfExpertsFusion
 from polyfuse.fusion.sum import SumFusion
+from polyfuse.fusion.tensor import TensorFusion
+from polyfuse.fusion.transformer import TransformerFusion
 from polyfuse.registry import Registry
 
 FUSIONS = Registry(
@@ -27,6 +32,11 @@ FUSIONS = Registry(
         "embracenet": EmbraceNetFusion,
         "low_rank": LowRankFusion,
         "sum": SumFusion,
+        "tensor": TensorFusion,
+        "bottleneck": BottleneckFusion,
+        "transformer": TransformerFusion,
+        "product_of_experts": ProductOfExpertsFusion,
+        "mixture_of_experts": MixtureOfExpertsFusion,
     },
 )
 
@@ -34,6 +44,7 @@ __all__ = [
     "FUSIONS",
     "AECFFusion",
     "AttentionPoolFusion",
+    "BottleneckFusion",
     "ConcatFusion",
     "EmbraceNetFusion",
     "FusionOutput",
@@ -41,5 +52,9 @@ __all__ = [
     "HybridFusion",
     "LateFusion",
     "LowRankFusion",
+    "MixtureOfExpertsFusion",
+    "ProductOfExpertsFusion",
     "SumFusion",
+    "TensorFusion",
+    "TransformerFusion",
 ]

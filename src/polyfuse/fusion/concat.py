@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from polyfuse.fusion.base import FusionOutput
-from polyfuse.fusion.named import NamedFusion, NamedModules, linear_by_name
+from polyfuse.fusion.slotted import MaskFiLM, SlottedFusion
 
 
-class ConcatFusion(NamedFusion):
+class ConcatFusion(SlottedFusion):
     """Joint MLP over one slot per modality; the reference that every other fusion must beat.
 
     Slot m is ``LayerNorm(P_m x_m)`` where the modality is present and a learned missing token where it is not;
@@ -29,6 +29,7 @@ class ConcatFusion(NamedFusion):
         dropout: Dropout on the hidden layer.
         missing_tokens: Learn what stands in an empty slot; False leaves zeros there.
         project: Project every embedding to ``out_dim`` before its LayerNorm; False normalises it as it is.
+        film: Scale and shift the hidden layer by what is absent, see ``MaskFiLM``.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
@@ -51,29 +52,21 @@ class ConcatFusion(NamedFusion):
         dropout: float = 0.0,
         missing_tokens: bool = True,
         project: bool = True,
+        film: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(modalities, embed_dim, out_dim)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        slots = dict.fromkeys(self.modalities, self.out_dim) if project else self.widths
+        super().__init__(modalities, embed_dim, out_dim, missing_tokens=missing_tokens, project=project, **factory)
         hidden = 2 * self.out_dim if hidden is None else hidden
-        self.project = linear_by_name(self.widths, self.out_dim, **factory) if project else None
-        self.norm = NamedModules({name: nn.LayerNorm(width, **factory) for name, width in slots.items()})
-        self.token = (
-            NamedModules({name: nn.Embedding(1, width, **factory) for name, width in slots.items()})
-            if missing_tokens
-            else None
-        )
         self.mlp = nn.Sequential(
-            nn.Linear(sum(slots.values()), hidden, **factory),
+            nn.Linear(sum(self.slot_widths.values()), hidden, **factory),
             nn.GELU(),
             nn.Dropout(dropout),
             nn.Linear(hidden, self.out_dim, **factory),
         )
-        if self.token is not None:
-            for token in self.token.values():
-                nn.init.normal_(token.get_parameter("weight"), std=0.02)
+        self.init_tokens()
+        self.film = MaskFiLM(len(self.modalities), hidden, **factory) if film else None
 
     def forward(self, embeddings: Mapping[str, Tensor], present: Tensor | None = None) -> FusionOutput:
         """Fuse one embedding per modality.
@@ -86,12 +79,8 @@ class ConcatFusion(NamedFusion):
             ValueError: If an embedding is missing or has a wrong shape, or ``present`` is not ``(B, M)`` bool.
         """
         inputs, present_BM, empty_B = self.canonical_inputs(embeddings, present)
-        # A token is looked up once per row (not read as .weight): per-sample gradients need the batch axis.
-        row_B1 = torch.zeros_like(present_BM[:, :1], dtype=torch.long)
-        slots = []
-        for m, (name, x_BD) in enumerate(zip(self.canonical, inputs, strict=True)):
-            slot = x_BD if self.project is None else self.project[name](x_BD)
-            slot_BH = self.norm[name](slot)
-            token = slot_BH.new_zeros(()) if self.token is None else self.token[name](row_B1)[:, 0].to(slot_BH.dtype)
-            slots.append(torch.where(present_BM[:, m, None], slot_BH, token))
-        return FusionOutput(self.mlp(torch.cat(slots, dim=1)), None, {"empty": empty_B})
+        first, activation, dropout, last = self.mlp
+        hidden_BW = first(torch.cat(self.slots(inputs, present_BM), dim=1))
+        if self.film is not None:
+            hidden_BW = self.film(hidden_BW, present_BM)
+        return FusionOutput(last(dropout(activation(hidden_BW))), None, {"empty": empty_B})

@@ -60,20 +60,7 @@ class LateFusion(NamedFusion):
             raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
         self.reduction = reduction
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        heads: dict[str, nn.Module] = {}
-        for name, width in self.widths.items():
-            middle = width if hidden is None else hidden
-            heads[name] = (
-                nn.Sequential(
-                    nn.Linear(width, middle, **factory),
-                    nn.GELU(),
-                    nn.Dropout(dropout),
-                    nn.Linear(middle, self.out_dim, **factory),
-                )
-                if middle
-                else nn.Linear(width, self.out_dim, **factory)
-            )
-        self.heads = NamedModules(heads)
+        self.heads = decision_heads(self.widths, self.out_dim, hidden, dropout, **factory)
 
     def forward(self, embeddings: Mapping[str, Tensor], present: Tensor | None = None) -> FusionOutput:
         """Combine one decision per modality.
@@ -91,3 +78,23 @@ class LateFusion(NamedFusion):
         logits_BMC = torch.stack(logits, dim=1).masked_fill(~present_BM[..., None], 0.0)
         fused_BC = logits_BMC.sum(dim=1) if self.reduction == "sum" else present_mean(logits_BMC, present_BM)
         return FusionOutput(fused_BC, None, {"empty": empty_B, "modality_logits": self.user_order(logits_BMC)})
+
+
+def decision_heads(
+    widths: Mapping[str, int], out_dim: int, hidden: int | None, dropout: float, **factory: Any
+) -> NamedModules:
+    """One head per modality, ``(B, D_m)`` to ``(B, C)``; ``hidden`` as in ``LateFusion``."""
+    heads: dict[str, nn.Module] = {}
+    for name, width in widths.items():
+        middle = width if hidden is None else hidden
+        heads[name] = (
+            nn.Sequential(
+                nn.Linear(width, middle, **factory),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(middle, out_dim, **factory),
+            )
+            if middle
+            else nn.Linear(width, out_dim, **factory)
+        )
+    return NamedModules(heads)

@@ -108,7 +108,7 @@ def flagged_difference(
     scales: Mapping[str, InputScale] | None = None,
     batch_size: int = 1024,
 ) -> dict[str, float]:
-    """By modality, the largest change of a logit when an input that is marked absent is also broken: 0 if nothing leaks.
+    """By modality, the largest change of a logit when an input marked absent is broken too: 0 if nothing leaks.
 
     Args:
         model: A fusion model or a baseline.

@@ -3,6 +3,7 @@
 Shapes: B batch, D fused width, C classes, L labels.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -149,3 +150,25 @@ class RegressionHead(nn.Module):
     def forward(self, fused: Tensor) -> Tensor:
         """Mean and clamped log-variance ``(B, 2)``."""
         return torch.stack(gaussian_parameters(self.layers(fused)), dim=-1)
+
+
+def split_head(head: nn.Module) -> tuple[nn.Linear | None, Callable[[Tensor], Tensor]]:
+    """The linear layer that a head of this module begins with, and what comes after it; (None, head) for any other.
+
+    Two linear maps in a row are one: whoever computes what comes before the head can merge them.
+    """
+    if type(head) not in (ClassificationHead, MultilabelHead, RegressionHead):
+        return None, head
+    layers = list(head.get_submodule("layers").children())
+    if isinstance(layers[0], nn.Dropout) and not layers[0].training:
+        layers = layers[1:]
+    first = layers[0]
+    if not isinstance(first, nn.Linear):
+        return None, head
+
+    def after(x: Tensor) -> Tensor:
+        for layer in layers[1:]:
+            x = layer(x)
+        return torch.stack(gaussian_parameters(x), dim=-1) if isinstance(head, RegressionHead) else x
+
+    return first, after

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from polyfuse.fusion.base import FusionOutput
 from polyfuse.fusion.named import NamedFusion, NamedModules, linear_by_name
+from polyfuse.fusion.pool_subsets import gate_subsets, pool_subsets
+from polyfuse.fusion.subsets import Readout
 from polyfuse.layers.attention_pool import FusionPool
+from polyfuse.layers.entropy_gate import EntropyGate
 
 
 class AttentionPoolFusion(NamedFusion):
@@ -75,12 +78,15 @@ class AttentionPoolFusion(NamedFusion):
     def tokens(self, embeddings: Mapping[str, Tensor], present: Tensor | None) -> tuple[Tensor, Tensor]:
         """Projected, normalised embeddings ``(B, M, H)`` and presence ``(B, M)``, both in the order of sorted names."""
         inputs, present_BM, _ = self.canonical_inputs(embeddings, present)
+        return self._stack(inputs), present_BM
+
+    def _stack(self, inputs: list[Tensor]) -> Tensor:
         tokens = []
         for name, x_BD in zip(self.canonical, inputs, strict=True):
             token_BH = x_BD if self.project is None else self.project[name](x_BD)
             tokens.append(token_BH if self.norm is None else self.norm[name](token_BH))
         dtype = tokens[0].dtype  # under autocast all are alike anyway
-        return torch.stack([token.to(dtype) for token in tokens], dim=1), present_BM
+        return torch.stack([token.to(dtype) for token in tokens], dim=1)
 
     def forward(self, embeddings: Mapping[str, Tensor], present: Tensor | None = None) -> FusionOutput:
         """Fuse one embedding per modality.
@@ -98,3 +104,13 @@ class AttentionPoolFusion(NamedFusion):
         fused, info = self.pool(tokens_BMH, present_BM, return_info=True)
         info = {name: self.user_order(x) if x.ndim == 2 else x for name, x in info.items()}
         return FusionOutput(fused, info["masked_attention_weights"], info)
+
+    def every_subset(self, inputs: list[Tensor], subsets: Tensor, readout: Readout | None) -> FusionOutput | None:
+        """Tokens, keys and values once; weights per subset."""
+        if isinstance(self.pool, FusionPool) and (self.pool.on_empty != "raise" or bool(subsets.any(dim=1).all())):
+            pooled = pool_subsets(self.pool, self._stack(inputs), subsets, readout)
+        elif isinstance(self.pool, EntropyGate):
+            pooled = gate_subsets(self.pool, self._stack(inputs), subsets, readout)
+        else:
+            return None
+        return None if pooled is None else FusionOutput(pooled[0], self.user_order(pooled[1]), {})

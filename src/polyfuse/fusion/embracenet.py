@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polyfuse.fusion.base import FusionOutput
 from polyfuse.fusion.named import NamedFusion, linear_by_name
+from polyfuse.fusion.subsets import Readout, mix
 
 
 class EmbraceNetFusion(NamedFusion):
@@ -71,15 +72,28 @@ class EmbraceNetFusion(NamedFusion):
         inputs, present_BM, empty_B = self.canonical_inputs(embeddings, present)
         docked = [self.docking[name](x_BD) for name, x_BD in zip(self.canonical, inputs, strict=True)]
         d_BMH = torch.stack(docked, dim=1).relu().masked_fill(~present_BM[..., None], 0.0)
-        chance_BM = torch.stack(
-            [present_BM[:, m].float() * self.probabilities[name] for m, name in enumerate(self.canonical)], dim=1
-        )
-        weights_BM = chance_BM / chance_BM.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        weights_BM = self._shares(present_BM)
         if self.training:
             fused_BH = d_BMH.gather(1, self._draw(weights_BM)).squeeze(1)
         else:
             fused_BH = (weights_BM[..., None].to(d_BMH.dtype) * d_BMH).sum(dim=1)
         return FusionOutput(fused_BH, self.user_order(weights_BM).to(d_BMH.dtype), {"empty": empty_B})
+
+    def every_subset(self, inputs: list[Tensor], subsets: Tensor, readout: Readout | None) -> FusionOutput | None:
+        """In eval the weights are those of the subset, whatever the row."""
+        if self.training:
+            return None
+        parts = [self.docking[name](x_BD).relu() for name, x_BD in zip(self.canonical, inputs, strict=True)]
+        shares_SM = self._shares(subsets)
+        weights = self.user_order(shares_SM).to(parts[0].dtype).repeat_interleave(len(inputs[0]), dim=0)
+        return FusionOutput(mix(parts, shares_SM, readout), weights, {})
+
+    def _shares(self, present_BM: Tensor) -> Tensor:
+        """``(B, M)`` fp32: p renormalised over what is present, zeros in an empty row."""
+        chance_BM = torch.stack(
+            [present_BM[:, m].float() * self.probabilities[name] for m, name in enumerate(self.canonical)], dim=1
+        )
+        return chance_BM / chance_BM.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
     def _draw(self, weights_BM: Tensor) -> Tensor:
         """Index ``(B, 1, H)`` of the modality that gives each feature; in an empty row any, all are zero there."""

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from polyfuse.fusion.base import FusionOutput
 from polyfuse.fusion.named import NamedFusion, linear_by_name, masked_softmax
+from polyfuse.fusion.subsets import Readout, sum_over_subsets
 
 
 class GatedFusion(NamedFusion):
@@ -78,3 +80,17 @@ class GatedFusion(NamedFusion):
         fused_BH = (z_BMG.to(h_BMH.dtype) * h_BMH).sum(dim=1)
         weights_BM = self.user_order(z_BMG.mean(dim=-1)).to(h_BMH.dtype)
         return FusionOutput(fused_BH, weights_BM, {"empty": empty_B})
+
+    def every_subset(self, inputs: list[Tensor], subsets: Tensor, readout: Readout | None) -> FusionOutput | None:
+        """Projections once per modality; a gate's score is a sum over what it reads of each modality."""
+        widths = [x_BD.shape[1] for x_BD in inputs]
+        h_BMH = torch.stack([self.project[name](x) for name, x in zip(self.canonical, inputs, strict=True)], 1).tanh()
+        gates = [self.gate[name] for name in self.canonical]
+        weights = torch.cat([gate.get_parameter("weight") for gate in gates]).split(widths, dim=1)
+        bias = torch.cat([gate.get_parameter("bias") for gate in gates])
+        read = [F.linear(x_BD, weight) for x_BD, weight in zip(inputs, weights, strict=True)]
+        scores_SBMG = sum_over_subsets(read, subsets, bias=bias).unflatten(2, (len(inputs), -1))
+        z_SBMG = masked_softmax(scores_SBMG, subsets[:, None, :, None], dim=2)
+        fused = (z_SBMG.to(h_BMH.dtype) * h_BMH).sum(dim=2).flatten(0, 1)
+        shares = self.user_order(z_SBMG.mean(dim=-1).flatten(0, 1)).to(h_BMH.dtype)
+        return FusionOutput(fused if readout is None else readout(fused), shares, {})

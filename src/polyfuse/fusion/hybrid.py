@@ -13,6 +13,7 @@ from polyfuse.fusion.base import FusionOutput
 from polyfuse.fusion.concat import ConcatFusion
 from polyfuse.fusion.late import LateFusion
 from polyfuse.fusion.named import NamedFusion
+from polyfuse.fusion.subsets import Readout
 
 
 class HybridFusion(NamedFusion):
@@ -80,3 +81,11 @@ class HybridFusion(NamedFusion):
         early = self.early(embeddings, present)
         late = self.late(embeddings, present)
         return FusionOutput(early.fused + late.fused, None, {"empty": early.info["empty"]})
+
+    def every_subset(self, inputs: list[Tensor], subsets: Tensor, readout: Readout | None) -> FusionOutput | None:
+        """Both terms, each with its own shared work."""
+        early = self.early.every_subset(inputs, subsets, readout)
+        late = self.late.every_subset(inputs, subsets, None if readout is None else readout.without_bias())
+        if early is None or late is None:
+            return None
+        return FusionOutput(early.fused + late.fused, None, {})

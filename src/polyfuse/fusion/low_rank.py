@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polyfuse.fusion.base import FusionOutput
 from polyfuse.fusion.named import NamedFusion, linear_by_name
+from polyfuse.fusion.subsets import Readout
 
 
 class LowRankFusion(NamedFusion):
@@ -81,3 +82,14 @@ class LowRankFusion(NamedFusion):
         fused_BH = self.mix(product_BHR).squeeze(-1)
         fused_BH = fused_BH + self.bias(row_B1)[:, 0].to(fused_BH.dtype)
         return FusionOutput(fused_BH, None, {"empty": empty_B})
+
+    def every_subset(self, inputs: list[Tensor], subsets: Tensor, readout: Readout | None) -> FusionOutput | None:
+        """Factors once per modality."""
+        product: Tensor | None = None
+        for m, (name, x_BD) in enumerate(zip(self.canonical, inputs, strict=True)):
+            factor = torch.where(subsets[:, m, None, None], self.factor[name](x_BD), 1.0)  # (S, B, H R)
+            product = factor if product is None else product * factor
+        assert product is not None  # noqa: S101 - a fusion has a modality
+        fused = self.mix(product.flatten(0, 1).unflatten(1, (self.out_dim, self.rank))).squeeze(-1)
+        fused = fused + self.bias.weight[0].to(fused.dtype)
+        return FusionOutput(fused if readout is None else readout(fused), None, {})

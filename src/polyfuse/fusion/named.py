@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from polyfuse.fusion.base import check_embeddings, check_modalities, embedding_widths
+from polyfuse.fusion.base import FusionOutput, check_embeddings, check_modalities, embedding_widths
+from polyfuse.fusion.subsets import Readout, all_finite, fuse_repeated
 
 
 class NamedModules(nn.Module):
@@ -120,6 +121,45 @@ class NamedFusion(nn.Module):
         columns = [present_BM[:, position[name]] for name in self.canonical]
         return [ordered[position[name]] for name in self.canonical], torch.stack(columns, dim=1), empty_B
 
+    def fuse_subsets(
+        self, embeddings: Mapping[str, Tensor], subsets: Tensor, readout: Readout | None = None
+    ) -> FusionOutput:
+        """Fuse every subset of every row: ``forward`` of all pairs, to rounding, at a fraction of the cost.
+
+        Fusions that can share work between subsets do so in ``every_subset``; the others, a fusion that draws in
+        training, and embeddings that are not finite, go through ``forward`` once per pair.
+
+        Shape:
+            - embeddings: ``{name: (B, D_m)}``, all of them as if present; subsets: ``(S, M)`` bool.
+            - fused: ``(S B, H)``, subset by subset, or ``(S B, R)`` with a ``readout``; weights: ``(S B, M)`` or None;
+              info: not all that ``forward`` tells.
+
+        Raises:
+            ValueError: If an embedding is missing or has a wrong shape, or ``subsets`` is not ``(S, M)`` bool.
+        """
+        if subsets.dtype != torch.bool or subsets.ndim != 2 or subsets.shape[1] != len(self.modalities):
+            expected, got = f"(S, {len(self.modalities)})", f"{subsets.dtype} {tuple(subsets.shape)}"
+            raise ValueError(f"subsets must be bool of shape {expected}, got {got}")
+        inputs, _, _ = self.canonical_inputs(embeddings, None)
+        out: FusionOutput | None = None
+        if _is_current(type(self)) and all_finite(inputs):
+            position = {name: m for m, name in enumerate(self.modalities)}
+            columns = [position[name] for name in self.canonical]
+            out = self.every_subset(inputs, subsets[:, columns], readout)
+        if out is not None:
+            return out
+        out = fuse_repeated(self, embeddings, subsets)
+        return out if readout is None else out._replace(fused=readout(out.fused))
+
+    def every_subset(self, inputs: list[Tensor], subsets: Tensor, readout: Readout | None) -> FusionOutput | None:
+        """The shared work of ``fuse_subsets``; None = there is none, ask ``forward``.
+
+        Shape:
+            - inputs: ``(B, D_m)`` each, finite, and the columns of subsets ``(S, M)``, in the order of sorted names.
+            - returns: as ``fuse_subsets``, columns of weights in the order of ``modalities``.
+        """
+        return None
+
     def user_order(self, x_BM: Tensor) -> Tensor:
         """Columns sorted by name, back in the order of ``modalities``; shape ``(B, M, ...)``."""
         if self.canonical == self.modalities:
@@ -143,6 +183,16 @@ class NamedFusion(nn.Module):
                 f"the checkpoint was written for modalities {stored}, this {type(self).__name__} has "
                 f"{self.modalities}; build it with the names in the checkpoint's order"
             )
+
+
+def _is_current(fusion: type) -> bool:
+    """Whether ``every_subset`` was written for this ``forward``: a subclass with another one must bring its own."""
+    for part in fusion.__mro__:
+        if "every_subset" in vars(part):
+            return True
+        if "forward" in vars(part):
+            return False
+    return False
 
 
 def linear_by_name(widths: Mapping[str, int], out_dim: int, **factory: Any) -> NamedModules:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polyfuse.fusion.base import FusionOutput
 from polyfuse.fusion.named import NamedFusion, linear_by_name, present_mean
+from polyfuse.fusion.subsets import Readout, combine
 
 
 class SumFusion(NamedFusion):
@@ -66,3 +67,8 @@ class SumFusion(NamedFusion):
         x_BMH = torch.stack(slots, dim=1).masked_fill(~present_BM[..., None], 0.0)  # the bias of an absent slot too
         fused_BH = x_BMH.sum(dim=1) if self.reduction == "sum" else present_mean(x_BMH, present_BM)
         return FusionOutput(fused_BH, None, {"empty": empty_B})
+
+    def every_subset(self, inputs: list[Tensor], subsets: Tensor, readout: Readout | None) -> FusionOutput | None:
+        """A sum over what every modality says alone."""
+        parts = [self.project[name](x_BD) for name, x_BD in zip(self.canonical, inputs, strict=True)]
+        return FusionOutput(combine(parts, subsets, self.reduction, readout), None, {})

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from polyfuse.fusion.named import NamedModules
+from polyfuse.fusion.subsets import Readout, fuse_repeated
+from polyfuse.heads import split_head
 
 
 class ModelOutput(NamedTuple):
@@ -111,6 +113,25 @@ class FusionModel(nn.Module):
         """
         fused, weights, info = self.fusion(embeddings, present)
         return ModelOutput(self.head(fused), weights, info)
+
+    def fuse_subsets(self, embeddings: Mapping[str, Tensor], subsets: Tensor) -> ModelOutput:
+        """``fuse`` every subset of every row, to rounding, with the work that subsets share done once.
+
+        Shape:
+            - embeddings: ``{name: (B, D_m)}`` of rows that have everything, or whose answers for subsets they lack are
+              thrown away; subsets: ``(S, M)`` bool.
+            - logits: ``(S B, C)``, weights ``(S B, M)`` or None: row b of subset s at s B + b.
+
+        Raises:
+            ValueError: If an embedding is missing or has a wrong shape, or ``subsets`` is not ``(S, M)`` bool.
+        """
+        shared: Any = getattr(self.fusion, "fuse_subsets", None)
+        if shared is None:
+            fused, weights, info = fuse_repeated(self.fusion, embeddings, subsets)
+            return ModelOutput(self.head(fused), weights, info)
+        first, after = split_head(self.head)
+        fused, weights, info = shared(embeddings, subsets, None if first is None else Readout(first.weight, first.bias))
+        return ModelOutput(after(fused), weights, info)
 
     def forward(self, inputs: Mapping[str, Any], present: Tensor | None = None) -> ModelOutput:
         """``fuse(encode(inputs, present), present)``."""

@@ -166,6 +166,28 @@ class RecipeConfig(_Frozen):
         description="loss that a model of its own reaches per combination, such as {audio+image: 0.4}; the regret is "
         "measured from it; default 0",
     )
+    unimodal: Float = Field(
+        default=0.0, ge=0, description="weight of the loss of every input alone, a linear head on its encoder"
+    )
+    modality_weights: dict[str, Float] = Field(
+        default_factory=dict, description="factor of that loss by modality, such as {audio: 2}; default 1"
+    )
+    balance: Literal["none", "ogm_ge", "g_blend", "mmpareto"] = Field(
+        default="none",
+        description="against imbalance: ogm_ge: slow the encoder that leads down; mmpareto: mix joint and unimodal "
+        "gradients of each encoder so that they do not conflict; g_blend: weigh joint and unimodal losses by how they "
+        "generalised in a trial run",
+    )
+    ogm_alpha: Float = Field(default=0.3, gt=0, description="strength of ogm_ge")
+    weak: str | None = Field(default=None, description="the modality that weak_method helps")
+    weak_method: Literal["oversample", "mixup", "generate"] = Field(
+        default="oversample",
+        description="oversample: repeat rows that have it; mixup: add rows whose input is mixed within a class; "
+        "generate: fill it in where it lacks, from a Gaussian per class",
+    )
+    weak_amount: Float = Field(
+        default=1.0, gt=0, description="rows added or filled, as a multiple of the rows that have the weak modality"
+    )
 
 
 class TrainConfig(_Frozen):

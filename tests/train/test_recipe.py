@@ -151,7 +151,7 @@ def test_trains_on_every_task(task: str) -> None:
 
 
 def test_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    recipe = {"passes": "sandwich", "distill": 0.5, "subset_dro": 0.2, "subset_floor": {"a": 0.3}}
+    recipe = {"passes": "sandwich", "distill": 0.5, "unimodal": 0.5, "subset_dro": 0.2, "subset_floor": {"a": 0.3}}
     settings = {"masking": Masking(0.5, ramp=0.5), "recipe": recipe, "patience": None, "checkpoint_steps": 1}
     whole = make_model()
     run(whole, run_dir=tmp_path / "whole", **settings)

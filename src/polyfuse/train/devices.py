@@ -38,7 +38,7 @@ class Device(Protocol):
         """Keep gradients local in all passes of a step but the last."""
         ...
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
         """Add the gradients."""
         ...
 
@@ -90,9 +90,9 @@ class PlainDevice:
         """Nobody to keep in step with."""
         return nullcontext()
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
         """Plain backward."""
-        loss.backward()
+        loss.backward(retain_graph=retain_graph)
 
     def clip(self, module: nn.Module, optimizer: torch.optim.Optimizer, norm: float) -> None:
         """As ``torch.nn.utils``; its loop over parameters is slow on a CPU, its foreach path is not."""
@@ -145,9 +145,9 @@ class FabricDevice:
         context: AbstractContextManager[Any] = self.fabric.no_backward_sync(module, enabled)
         return context
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
         """Fabric's."""
-        self.fabric.backward(loss)
+        self.fabric.backward(loss, retain_graph=retain_graph)
 
     def clip(self, module: nn.Module, optimizer: torch.optim.Optimizer, norm: float) -> None:
         """Fabric's, which unscales first; an overflow is the scaler's business, and NaN shows in the loss."""

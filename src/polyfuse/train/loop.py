@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from polyfuse.data.augment import strengthen
 from polyfuse.data.batch import Batch
 from polyfuse.data.keyed import seed_of
 from polyfuse.errors import UserError
@@ -125,6 +126,9 @@ def fit(
     """
     if train.target is None or len(train) == 0:
         raise UserError("training needs rows with a target, got none")
+    recipe = config.recipe
+    if recipe.weak is not None:
+        train = strengthen(train, recipe.weak, recipe.weak_method, recipe.weak_amount, task, config.seed)
     threads = torch.get_num_threads()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -169,7 +173,7 @@ class _Loop:
         assert train.target is not None  # noqa: S101 - fit refuses it
         weight = self._class_weight(train, task, classes)
         self.objective = Objective(task, weight, getattr(model, "fusion", None), config.entropy_weight)
-        self.recipe = Recipe(config.recipe, model, self.objective, config.seed) if active(config.recipe) else None
+        self.recipe = self._recipe(train, validation, masking, classes) if active(config.recipe) else None
         trained = model if self.recipe is None else self.recipe.network
         self.optimizer, _ = make_optimizer(trained, config.lr, config.weight_decay, fused=device.fused_optimizer)
         # Of this process: task loss since the last evaluation; what the fusion dropped since the start, of how many.
@@ -189,6 +193,22 @@ class _Loop:
             outputs = self.model.cpu().eval()(first.inputs, first.present).logits.shape[1]
         weight = class_weight(self.config.class_weights, task, train.target, classes, outputs)
         return None if weight is None else weight.to(self.device.device)
+
+    def _recipe(self, train: Batch, validation: Batch | None, masking: Masking, classes: Sequence[str]) -> Recipe:
+        config, blend = self.config, None
+        balance = config.recipe.balance
+        if balance in ("ogm_ge", "mmpareto") and (self.device.world_size > 1 or config.accumulate > 1):
+            raise UserError(
+                f"train.recipe.balance={balance} needs the whole batch in one pass of one process, got "
+                f"{self.device.world_size} processes and train.accumulate={config.accumulate}"
+            )
+        self.model.cpu()
+        if balance == "g_blend":
+            from polyfuse.train.blend import blend_trial  # it trains, with fit
+
+            blend = blend_trial(self.model, train, validation, config, self.objective.task, masking, classes)
+        row = train.rows(torch.zeros(1, dtype=torch.int64))
+        return Recipe(config.recipe, self.model, self.objective, config.seed, row, blend)
 
     def open(self, resume: bool) -> None:
         """Take up the last checkpoint, or begin; refuse to write over a run."""
@@ -267,7 +287,10 @@ class _Loop:
                         loss, task_sum, output = self.recipe(
                             self.module, part.batch, part.available, number, number / self.total
                         )
-                device.backward(loss * (part.weight * scale))
+                if self.recipe is None:
+                    device.backward(loss * (part.weight * scale))
+                else:
+                    self.recipe.backward(device, loss, part.weight * scale)
             if part.weight:
                 self.sums[0] += task_sum
                 self.state.rows += len(part.batch)

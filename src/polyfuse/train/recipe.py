@@ -7,7 +7,7 @@ Encoders run once per step; all passes of a step are one call of the fusion on K
 Shapes: K passes, b rows of one pass of the loop, M modalities, C logits. Masks: True = present.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from polyfuse.data.batch import Batch
 from polyfuse.data.keyed import uniform
 from polyfuse.data.missing import Bernoulli, SizeStratified, sample_drop
 from polyfuse.errors import UserError
+from polyfuse.fusion.named import NamedModules
 from polyfuse.losses.consistency import (
     confidence_hinge,
     distillation,
@@ -27,6 +28,16 @@ from polyfuse.losses.consistency import (
 )
 from polyfuse.losses.task import task_loss
 from polyfuse.models.fusion_model import ModelOutput
+from polyfuse.train.balance import (
+    combine,
+    gradients_of,
+    modulate,
+    ogm_coefficients,
+    put_gradients,
+    right_probability,
+)
+from polyfuse.train.build import seeded
+from polyfuse.train.devices import Device
 from polyfuse.train.objective import Objective
 from polyfuse.train.subset_dro import SubsetDRO
 
@@ -40,12 +51,12 @@ class Answers(NamedTuple):
     Attributes:
         logits: ``(K, b, C)``.
         output: The fusion's output for all K * b rows.
-        embeddings: ``{name: (b, D_m)}``.
+        alone: ``{name: (b, C)}`` logits of every input alone; empty without heads.
     """
 
     logits: Tensor
     output: ModelOutput
-    embeddings: dict[str, Tensor]
+    alone: dict[str, Tensor]
 
 
 class RecipeNetwork(nn.Module):
@@ -53,11 +64,14 @@ class RecipeNetwork(nn.Module):
 
     Args:
         model: A ``FusionModel``.
+        heads: A head per modality, from its embedding to logits; None = none.
+        probing: The heads learn, and the encoders do not learn from them.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, heads: NamedModules | None = None, *, probing: bool = False) -> None:
         super().__init__()
         self.model: Any = model
+        self.heads, self.probing = heads, probing
 
     def forward(self, inputs: Mapping[str, Any], available: Tensor, masks: Tensor) -> Answers:
         """Answers to ``masks (K, b, M)``, each a part of ``available (b, M)``."""
@@ -65,7 +79,13 @@ class RecipeNetwork(nn.Module):
         count, rows = masks.shape[:2]
         spread = {name: x.repeat(count, 1) for name, x in embeddings.items()} if count > 1 else embeddings
         output = self.model.fuse(spread, masks.flatten(0, 1))
-        return Answers(output.logits.view(count, rows, -1), output, embeddings)
+        alone = {}
+        if self.heads is not None:
+            alone = {
+                name: head(embeddings[name].detach() if self.probing else embeddings[name])
+                for name, head in self.heads.items()
+            }
+        return Answers(output.logits.view(count, rows, -1), output, alone)
 
 
 class Recipe:
@@ -78,18 +98,38 @@ class Recipe:
         config: The settings.
         model: What is trained.
         objective: The loss of the task, with class weights and the fusion's own entropy loss.
-        seed: Of the masks.
+        seed: Of the masks and of the heads of single inputs.
+        row: One row of the table, which tells the widths of embeddings and logits; needed for those heads.
+        blend: Weights of the joint loss (name "") and of every input's own, from ``blend_trial``; for ``g_blend``.
 
     Raises:
         UserError: If settings do not go together, or ask of the task or the fusion what it has not.
     """
 
-    def __init__(self, config: "RecipeConfig", model: nn.Module, objective: Objective, seed: int) -> None:
+    def __init__(
+        self,
+        config: "RecipeConfig",
+        model: nn.Module,
+        objective: Objective,
+        seed: int,
+        row: Batch | None = None,
+        blend: Mapping[str, float] | None = None,
+    ) -> None:
         self.config, self.objective, self.seed = config, objective, seed
         self.task = objective.task
         self.modalities: tuple[str, ...] = tuple(model.modalities)  # type: ignore[arg-type]
-        self.network = RecipeNetwork(model)
-        _check(config, self.task)
+        _check(config, self.task, self.modalities)
+        heads = None
+        if config.unimodal or config.balance != "none":
+            heads = _heads(model, row, seed)
+        self.network = RecipeNetwork(model, heads, probing=config.balance == "ogm_ge" and not config.unimodal)
+        self._encoders: dict[str, nn.Module] = dict(model.encoders.items())  # type: ignore[operator, union-attr]
+        trainable = any(p.requires_grad for encoder in self._encoders.values() for p in encoder.parameters())
+        if config.balance in ("ogm_ge", "mmpareto") and not trainable:
+            raise UserError(f"train.recipe.balance={config.balance} acts on encoders, but none of them trains")
+        self._blend = dict(blend or {})
+        self._alone: dict[str, Tensor] = {}
+        self._right: dict[str, float] = {}
         compares = config.distill or config.consistency or config.hinge or config.monotone
         self.full = config.passes != "one" or compares > 0
         self.single = config.passes == "sandwich"
@@ -117,6 +157,7 @@ class Recipe:
         answers: Answers = module(batch.inputs, available, masks)
         target = batch.target
         assert target is not None  # noqa: S101 - fit refuses it
+        self._hear(answers, available, target)
         losses = torch.stack(
             [
                 task_loss(self.task, logits, target, self.objective.weight, reduction="none")
@@ -131,6 +172,41 @@ class Recipe:
         total = total + self._between_passes(answers, losses, target, coefficient)
         total = total + self._entropy(answers, masks, coefficient, progress)
         return total, first.detach().sum(), answers.output
+
+    def backward(self, device: Device, total: Tensor, factor: float) -> None:
+        """The gradients of ``factor`` times what ``__call__`` returned last, and of the losses of single inputs."""
+        balance = self.config.balance
+        if not self._alone:
+            device.backward(total * factor)
+            return
+        joint, own = self._blend.get("", 1.0), sum(self._alone.values(), total.new_zeros(()))
+        if balance == "mmpareto":
+            device.backward(total * factor, retain_graph=True)
+            first = gradients_of(self._encoders)
+            for encoder in self._encoders.values():
+                encoder.zero_grad(set_to_none=True)
+            device.backward(own * factor)
+            second = gradients_of(self._encoders)
+            for name, encoder in self._encoders.items():
+                put_gradients(encoder, combine(first[name], second[name]))
+            return
+        device.backward((joint * total + own) * factor)
+        if balance == "ogm_ge":
+            modulate(self._encoders, ogm_coefficients(self._right, self.config.ogm_alpha))
+
+    def _hear(self, answers: Answers, available: Tensor, target: Tensor) -> None:
+        """Sums of the losses of single inputs, weighted, over the rows that have them."""
+        self._alone, self._right = {}, {}
+        for m, name in enumerate(self.modalities):
+            if name not in answers.alone:
+                continue
+            logits, here = answers.alone[name], available[:, m]
+            rows = task_loss(self.task, logits, target, self.objective.weight, reduction="none")
+            weight = self.config.modality_weights.get(name, 1.0) * self._blend.get(name, 1.0)
+            weight *= self.config.unimodal or 1.0
+            self._alone[name] = weight * torch.where(here, rows, 0.0).sum()
+            if self.config.balance == "ogm_ge" and bool(here.any()):
+                self._right[name] = float(right_probability(self.task, logits.detach()[here], target[here]))
 
     def masks(self, batch: Batch, available: Tensor, step: int) -> Tensor:
         """``(K, b, M)`` bool, keyed by the step and the row."""
@@ -196,18 +272,34 @@ class Recipe:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold besides the model, as ``recipe.<name>``."""
-        return {} if self.dro is None else {"recipe.dro": self.dro.log_weight}
+        found = {} if self.dro is None else {"recipe.dro": self.dro.log_weight}
+        if self.network.heads is not None:
+            found |= {f"recipe.heads.{name}": value for name, value in self.network.heads.state_dict().items()}
+        return found
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take ``tensors`` (without the prefix) back."""
         if self.dro is not None:
             self.dro.log_weight.copy_(tensors["dro"])
+        if self.network.heads is not None:
+            own = {key.removeprefix("heads."): value for key, value in tensors.items() if key.startswith("heads.")}
+            self.network.heads.load_state_dict(own)
 
 
 def active(config: "RecipeConfig") -> bool:
     """Whether a step does anything beyond the task's loss."""
-    switches = config.model_dump(exclude={"passes", "entropy_until", "subset_floor"})
-    return config.passes != "one" or any(switches.values())
+    quiet = {
+        "passes",
+        "balance",
+        "entropy_until",
+        "modality_weights",
+        "ogm_alpha",
+        "weak",
+        "weak_method",
+        "weak_amount",
+    }
+    switches = config.model_dump(exclude=quiet)
+    return config.passes != "one" or config.balance != "none" or any(switches.values())
 
 
 def passes_per_step(config: "RecipeConfig") -> int:
@@ -217,7 +309,29 @@ def passes_per_step(config: "RecipeConfig") -> int:
     return trained + config.instance_passes
 
 
-def _check(config: "RecipeConfig", task: str) -> None:
+@torch.no_grad()
+def _heads(model: nn.Module, row: Batch | None, seed: int) -> NamedModules:
+    """A linear head on every encoder, with as many outputs as the model has."""
+    if row is None:
+        raise ValueError("heads of single inputs need a row to see the widths on, got None")
+    parts: Any = model
+    training = model.training
+    model.eval()
+    embeddings = parts.encode(row.inputs, row.present)
+    outputs = parts.fuse(embeddings, row.present).logits.shape[1]
+    model.train(training)
+    with seeded(seed, "heads of single inputs"):
+        return NamedModules({name: nn.Linear(x.shape[1], outputs) for name, x in embeddings.items()})
+
+
+def _check(config: "RecipeConfig", task: str, modalities: Sequence[str]) -> None:
+    unknown = [name for name in config.modality_weights if name not in modalities]
+    if unknown:
+        raise UserError(
+            f"train.recipe.modality_weights names '{unknown[0]}', which is no modality; known: {', '.join(modalities)}"
+        )
+    if config.modality_weights and not config.unimodal:
+        raise UserError("train.recipe.modality_weights are factors of train.recipe.unimodal, which is 0")
     if config.hinge and task != "classification":
         raise UserError(f"train.recipe.hinge is for classification, got task {task}; set it to 0")
     if config.instance_passes == 1:

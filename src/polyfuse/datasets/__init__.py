@@ -1,9 +1,10 @@
 """Data sets of the bench, each in a file of its own: ``load_dataset("mfeat")`` fetches, checks, splits and encodes."""
 
+from polyfuse.datasets import generators
 from polyfuse.datasets.base import DataSet, DataSetSource
 from polyfuse.registry import Registry
 
-DATASETS = Registry("data set", {})
+DATASETS = Registry("data set", {**generators.SOURCES})
 
 
 def load_dataset(name: str, split: int = 0) -> DataSet:

@@ -109,7 +109,7 @@ class Check:
         ceiling = "one is near the ceiling" if self.ceiling else "none is near the ceiling"
         beat = "beat" if self.all_beat_the_pair else "do not surely beat"
         loss = f"{self.loss.mean:+.3f} nats of log loss ({self.loss.low:+.3f} to {self.loss.high:+.3f})"
-        mean, low, high = (100 * value for value in self.gain)
+        mean, low, high = (100 * value for value in self.gain[:3])
         return [
             f"Inputs alone: {shown}; the most frequent class is {_percent(self.majority)}: {informative}, {ceiling}.",
             (

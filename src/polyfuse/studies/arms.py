@@ -76,10 +76,11 @@ class Plan:
         kind: As in ``report.records.Arm``.
         model: Its settings.
         train: Its loop; the seed is set per run.
-        tries: Settings tried on validation with the first seed, such as ``{"model.modality_dropout": 0.5}``; the best
+        tries: Settings tried on validation with the first seed, such as ``{"train.recipe.distill": 0.5}``; the best
             by validation loss runs with every seed.
         uses: The one modality of a unimodal arm; empty = all.
         baseline: ``presence_only`` or ``gradient_boosting`` instead of a model.
+        fusion: A fusion class to use instead of ``model.fusion``: a control that is not in ``FUSIONS``.
         note: One sentence for the report.
     """
 
@@ -91,16 +92,19 @@ class Plan:
     tries: tuple[Mapping[str, Any], ...] = ({},)
     uses: tuple[str, ...] = ()
     baseline: str = ""
+    fusion: type[nn.Module] | None = None
     note: str = ""
 
     def trying(self, settings: Mapping[str, Any], seed: int) -> "Plan":
         """The arm with one try's settings and a seed, and nothing left to try."""
-        changes: dict[str, dict[str, Any]] = {"model": {}, "train": {"seed": seed}}
-        for key, value in settings.items():
-            part, _, name = key.partition(".")
-            changes[part][name] = value
-        model = ModelConfig.model_validate({**self.model.model_dump(), **changes["model"]})
-        train = TrainConfig.model_validate({**self.train.model_dump(), **changes["train"]})
+        parts: dict[str, dict[str, Any]] = {"model": self.model.model_dump(), "train": self.train.model_dump()}
+        for key, value in {"train.seed": seed, **settings}.items():
+            *above, name = key.split(".")
+            place: dict[str, Any] = parts
+            for part in above:
+                place = place[part]
+            place[name] = value
+        model, train = ModelConfig.model_validate(parts["model"]), TrainConfig.model_validate(parts["train"])
         return replace(self, model=model, train=train, tries=(settings,))
 
 
@@ -190,7 +194,7 @@ def train_plan(
 ) -> tuple[FusionModel, FitResult]:
     """The model of a plan, trained on rows from ``rows_of``."""
     encoders = {name: nn.Identity() for name in specs} if task.cached else None
-    model = build_model(specs, task.target, plan.model, seed=plan.train.seed, encoders=encoders)
+    model = build_model(specs, task.target, plan.model, seed=plan.train.seed, encoders=encoders, fusion=plan.fusion)
     result = fit(
         model,
         train,

@@ -29,6 +29,7 @@ def build_model(
     *,
     seed: int = 0,
     encoders: Mapping[str, nn.Module] | None = None,
+    fusion: Callable[..., Any] | None = None,
 ) -> FusionModel:
     """A ``FusionModel`` with fresh weights; the global random state is left as it was.
 
@@ -40,6 +41,7 @@ def build_model(
             the same seed start from the same encoders.
         encoders: Modules to use instead of new ones, by modality: trained before, or ``nn.Identity()`` for features
             cached in a ``vector`` modality.
+        fusion: A fusion class to use instead of ``model.fusion``, with the arguments in ``model.fusion_args``.
 
     Raises:
         UserError: If a name or an argument in ``model`` does not exist or does not fit.
@@ -52,14 +54,15 @@ def build_model(
         widths[name] = encoder_width(made[name], spec)
     outputs = 2 if target.task == "regression" else target.outputs
     with seeded(seed, "fusion"):
-        fusion_class = FUSIONS[model.fusion]
+        fusion_class = FUSIONS[model.fusion] if fusion is None else fusion
         out_dim = outputs if getattr(fusion_class, "decision_level", False) else model.embed_dim
-        fusion = _construct(
-            fusion_class, (tuple(specs), widths, out_dim), dict(model.fusion_args), "model.fusion_args", model.fusion
+        name = model.fusion if fusion is None else fusion.__name__
+        fused = _construct(
+            fusion_class, (tuple(specs), widths, out_dim), dict(model.fusion_args), "model.fusion_args", name
         )
     with seeded(seed, "head"):
-        head = None if fusion.decision_level else build_head(target, fusion.out_dim, model.hidden, model.dropout)
-    return FusionModel(made, fusion, head)
+        head = None if fused.decision_level else build_head(target, fused.out_dim, model.hidden, model.dropout)
+    return FusionModel(made, fused, head)
 
 
 def build_head(target: TargetSpec, in_dim: int, hidden: int | None = None, dropout: float = 0.0) -> nn.Module:

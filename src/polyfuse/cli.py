@@ -193,11 +193,10 @@ def compare(
     """Train several fusions on the same splits, masks and steps; paired differences with intervals."""
     from polyfuse.run import compare_runs
 
-    names = [name.strip() for name in fusions.split(",") if name.strip()]
     result = compare_runs(
         config,
         overrides=overrides or [],
-        fusions=names,
+        fusions=_names(fusions),
         seeds=seeds,
         target=target,
         frozen=frozen,
@@ -209,9 +208,46 @@ def compare(
     emit(result.to_dict(), as_json, result.text)
 
 
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="See polyfuse list studies.")],
+    scale: Annotated[
+        str, typer.Option(help="small (under 40 minutes on two cores), full, or smoke (numbers mean nothing).")
+    ] = "small",
+    only: Annotated[str, typer.Option(help="Comma-separated arms to run again; their old records go.")] = "",
+    datasets: Annotated[str, typer.Option(help="Comma-separated data sets of the study; default all.")] = "",
+    seeds: Annotated[int | None, typer.Option(help="Seeds per arm; default the scale's.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Its folder; default runs/study-NAME-SCALE. What is done there is kept.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes, one thread each.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Run a study, or what is not done of it yet: many arms on many data sets, one file of records, one page."""
+    from polyfuse.studies.bench import run_study
+    from polyfuse.studies.registry import study_named
+
+    result = run_study(
+        study_named(name),
+        scale=scale,
+        out=out,
+        only=_names(only),
+        datasets=_names(datasets),
+        seeds=seeds,
+        workers=workers,
+        say=say,
+    )
+    emit(result.to_dict(), as_json, result.text)
+    raise typer.Exit(1 if result.failed else 0)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 @app.command("list")
 def list_parts(
-    kind: Annotated[str, typer.Argument(help="fusions, encoders, models, datasets or weights.")],
+    kind: Annotated[str, typer.Argument(help="fusions, encoders, models, datasets, studies or weights.")],
     as_json: Json = False,
 ) -> None:
     """List the parts that a config can name."""

@@ -66,8 +66,6 @@ def arms(data: DataSet, size: Size) -> list[Plan]:
     ]
     if os.environ.get("TOY_SICK"):
         plans.append(Plan("sick", model=model, train=train.model_copy(update={"lr": 1e30, "clip": None})))
-    if os.environ.get("TOY_DEADLY"):
-        plans.append(Plan("deadly", model=model, train=train, baseline="no such thing"))
     return plans
 
 

@@ -13,7 +13,7 @@ def list_parts(kind: str) -> dict[str, str]:
     Raises:
         UserError: For an unknown kind.
     """
-    kinds = ("fusions", "encoders", "models", "datasets", "weights")
+    kinds = ("fusions", "encoders", "models", "datasets", "studies", "weights")
     if kind not in kinds:
         raise UserError(f"unknown kind '{kind}'{nearest(kind, kinds) or ';'} known: {', '.join(kinds)}")
     if kind == "fusions":
@@ -30,6 +30,10 @@ def list_parts(kind: str) -> dict[str, str]:
         from polyfuse.models import MODELS
 
         return {name: _first_line(part) for name, part in MODELS.items()}
+    if kind == "studies":
+        from polyfuse.studies.registry import STUDIES
+
+        return {name: study.title for name, study in STUDIES.items()}
     from polyfuse.data.packages import FETCHABLE
 
     wanted = "data" if kind == "datasets" else "weights"

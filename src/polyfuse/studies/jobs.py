@@ -384,13 +384,13 @@ def _judge(model: Any, task: Task, plan: Plan, loaded: Loaded, out: Records) -> 
     out.add("job", "ms_per_row", swept.ms_per_row)
     _subset_scores(swept, loaded, out)
     _seed_scores(swept, loaded, out)
-    _row_scores(swept, loaded, out, plan.uses)
     for point in drop_curve(swept, kind, task.evaluate.drop_rates, scale=task.target.std, bins=task.evaluate.bins):
         out.scores("curve", _kept(point), int(point["n"]), corruption=f"{point['rate']:g}", stage="raw")
     groups = task.groups["validation"] if task.groups is not None and not plan.uses else None
     calibration = fit_calibration(model, task.train, task.validation, kind, task.calibrate, task.evaluate, groups)
     if calibration is not None:
         _calibrated_scores(swept, calibration, loaded, out)
+    _row_scores(swept, loaded, out, plan.uses, calibration)
     if plan.baseline == "presence_only" or not task.evaluate.corruptions:
         return
     scales = fit_scales(task.train) if plan.uses else loaded.scales
@@ -429,6 +429,7 @@ def _calibrated_scores(swept: Sweep, calibration: Any, loaded: Loaded, out: Reco
         calibrated = calibration.apply(swept.logits[s, rows], present)
         found = score(kind, calibrated.probs, swept.target[rows], scale=scale, bins=bins)
         out.scores("subset", _kept(found), n, subset=subset, stage="mask")
+    out.scores("seed", violation_rate(swept, kind, calibration), 0, stage="mask")
 
 
 def _seed_scores(swept: Sweep, loaded: Loaded, out: Records) -> None:
@@ -452,8 +453,8 @@ def _seed_scores(swept: Sweep, loaded: Loaded, out: Records) -> None:
         out.add("seed", "shapley_balance", 1.0 - (max(shares.values()) - min(shares.values())) / total)
 
 
-def _row_scores(swept: Sweep, loaded: Loaded, out: Records, uses: Sequence[str] = ()) -> None:
-    """Losses of every test row; a unimodal arm has none where its input is absent."""
+def _row_scores(swept: Sweep, loaded: Loaded, out: Records, uses: Sequence[str] = (), calibration: Any = None) -> None:
+    """Losses of every test row, by subset, and mean NLL over subsets; a unimodal arm has none without its input."""
     kind, test = loaded.data.target.task, loaded.data.test
     places = only(test, uses)[1] if uses else np.arange(len(test))
 
@@ -475,10 +476,11 @@ def _row_scores(swept: Sweep, loaded: Loaded, out: Records, uses: Sequence[str] 
                 values=spread(losses[s]),
                 keys=keys,
             )
-    nll = mean_over_subsets(row_losses(swept, kind, "nll")[None])[0]
-    known = np.isfinite(nll)
-    if known.any():
-        out.add("row", "nll", nll[known].mean(), int(known.sum()), stage="raw", values=spread(nll), keys=keys)
+    for stage, how in (("raw", None), ("mask", calibration)):
+        if stage == "raw" or how is not None:
+            nll = mean_over_subsets(row_losses(swept, kind, "nll", how)[None])[0]
+            n = int(np.isfinite(nll).sum())
+            out.add("row", "nll", np.nanmean(nll) if n else None, n, stage=stage, values=spread(nll), keys=keys)
 
 
 def _broken_scores(model: Any, task: Task, plan: Plan, scales: Mapping[str, Any], loaded: Loaded, out: Records) -> None:

@@ -1,5 +1,20 @@
 """The studies that ``polyfuse study NAME`` can run."""
 
+from polyfuse.errors import UserError
 from polyfuse.registry import Registry
+from polyfuse.studies.bench import Study
 
 STUDIES = Registry("study", {})
+
+
+def study_named(name: str) -> Study:
+    """An entry of ``STUDIES``.
+
+    Raises:
+        UserError: For an unknown name.
+    """
+    try:
+        study: Study = STUDIES[name]
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from None
+    return study

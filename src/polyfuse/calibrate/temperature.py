@@ -114,18 +114,23 @@ class MaskTemperature:
         count = ok.sum(axis=1)
         per_subset = count / (count + ENOUGH_ROWS)
         share = per_subset / per_subset.sum() / np.maximum(count, 1)
-        loss = _row_loss(task, torch.from_numpy(z[which, rows].astype(np.float64)), np.asarray(target)[rows])
-        absent = torch.from_numpy((~masks).astype(np.float64))
-        weight, at = torch.from_numpy(share[which]), torch.from_numpy(which)
+        absent = (~masks).astype(np.float64)
         prior_rows = float(ok.any(axis=0).sum())
+        pairs, y = z[which, rows].astype(np.float64), np.asarray(target)[rows]
+        if not ordered:
+            a, b = _newton(_derivatives(task, pairs, y, which, share[which]), absent, labels, prior_rows)
+            return cls(task, tuple(a.tolist()), tuple(b.tolist()))
+        loss = _row_loss(task, torch.from_numpy(pairs), y)
+        without = torch.from_numpy(absent)
+        weight, at = torch.from_numpy(share[which]), torch.from_numpy(which)
 
         def objective(a: Tensor, b: Tensor) -> Tensor:
-            log_t = (a + (absent @ b)[:, None])[at]
+            log_t = (a + (without @ b)[:, None])[at]
             prior = a.square().sum() / PRIOR_SCALE**2 + b.square().sum() / PRIOR_MODALITY**2
             return (weight * loss(log_t)).sum() + 0.5 * prior / prior_rows
 
-        a, b = _minimise(objective, labels, masks.shape[1], ordered)
-        return cls(task, tuple(a), tuple(b))
+        scale, modality = _minimise(objective, labels, masks.shape[1])
+        return cls(task, tuple(scale), tuple(modality))
 
     def log_temperature(self, present: ArrayLike) -> Floats:
         """``(N, 1)`` log T of every row, ``(N, L)`` for labels; defined for every mask, fitted or not."""
@@ -170,23 +175,103 @@ def _row_loss(task: str, z: Tensor, target: NDArray[Any]) -> Callable[[Tensor], 
     return lambda log_t: log_t[:, 0] + 0.5 * square * torch.exp(-2 * log_t[:, 0])
 
 
+Derivatives = Callable[[Floats], tuple[float, Floats, Floats]]
+
+
+def _derivatives(task: str, z: Floats, target: NDArray[Any], which: NDArray[np.int64], weight: Floats) -> Derivatives:
+    """The weighted NLL as a function of log temperatures ``(S, 1)`` or ``(S, L)``: value, slopes and curvatures by S.
+
+    Of a curvature only the part that is never negative is given where the rest may be (Gauss-Newton).
+    """
+    starts = np.flatnonzero(np.r_[True, which[1:] != which[:-1]])
+    place, w = which[starts], weight[:, None]
+    pair = np.arange(len(z))
+    y: NDArray[Any] = target.astype(np.int64 if task == "classification" else np.float64)
+    if task == "classification":
+        z = z - z.max(axis=1, keepdims=True)
+    elif task == "regression":
+        log_variance = z[:, 1].clip(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+        square = ((y - z[:, 0]) ** 2 * np.exp(-log_variance))[:, None]
+
+    def of(log_t: Floats) -> tuple[float, Floats, Floats]:
+        t = log_t[which]
+        if task == "regression":
+            ratio = square * np.exp(-2 * t)
+            loss, slope, curve = t + 0.5 * ratio, 1 - ratio, 2 * ratio
+        elif task == "multilabel":
+            s = z * np.exp(-t)
+            e = np.exp(-np.abs(s))
+            p = np.where(s >= 0, 1.0, e) / (1.0 + e)
+            count = z.shape[1]
+            loss = (np.maximum(s, 0) - s * y + np.log1p(e)).sum(axis=1, keepdims=True) / count
+            slope, curve = -(p - y) * s / count, p * (1 - p) * s**2 / count
+        else:
+            s = z * np.exp(-t)
+            e = np.exp(s)
+            total = e.sum(axis=1, keepdims=True)
+            e *= s
+            mean = e.sum(axis=1, keepdims=True) / total
+            e *= s
+            own = s[pair, y][:, None]
+            loss, slope = np.log(total) - own, own - mean
+            curve = e.sum(axis=1, keepdims=True) / total - mean**2
+        sums = [np.add.reduceat(w * part, starts, axis=0) for part in (slope, curve)]
+        slopes, curves = np.zeros_like(log_t), np.zeros_like(log_t)
+        slopes[place], curves[place] = sums
+        return float((w * loss).sum()), slopes, curves
+
+    return of
+
+
+def _newton(of: Derivatives, absent: Floats, labels: int, prior_rows: float) -> tuple[Floats, Floats]:
+    """Newton's method from T = 1, halving steps that do not help: a ``(1,)`` or ``(L,)``, b ``(M,)``."""
+    modalities = absent.shape[1]
+    prior = np.r_[np.full(labels, PRIOR_SCALE**-2), np.full(modalities, PRIOR_MODALITY**-2)] / prior_rows
+
+    def at(x: Floats) -> tuple[float, Floats, Floats]:
+        loss, slopes, curves = of(x[:labels] + (absent @ x[labels:])[:, None])
+        gradient = np.r_[slopes.sum(axis=0), absent.T @ slopes.sum(axis=1)] + prior * x
+        hessian = np.diag(prior)
+        hessian[:labels, :labels] += np.diag(curves.sum(axis=0))
+        hessian[:labels, labels:] += curves.T @ absent
+        hessian[labels:, :labels] += absent.T @ curves
+        hessian[labels:, labels:] += absent.T @ (curves.sum(axis=1)[:, None] * absent)
+        return loss + 0.5 * float(prior @ x**2), gradient, hessian
+
+    x = np.zeros(labels + modalities)
+    value, gradient, hessian = at(x)
+    for _ in range(100):
+        step = -np.linalg.solve(hessian, gradient)
+        step *= min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-300))  # a temperature changes at most by e² at once
+        if -float(gradient @ step) < 1e-14:
+            break
+        for _ in range(40):
+            new = at(x + step)
+            if new[0] <= value:
+                break
+            step = 0.5 * step
+        else:
+            break
+        x, (value, gradient, hessian) = x + step, new
+    return x[:labels], x[labels:]
+
+
 def _minimise(
-    objective: Callable[[Tensor, Tensor], Tensor], scales: int, modalities: int, ordered: bool
+    objective: Callable[[Tensor, Tensor], Tensor], scales: int, modalities: int
 ) -> tuple[list[float], list[float]]:
-    """L-BFGS over a and b from T = 1; ``ordered`` writes b as a square, which cannot be negative."""
+    """L-BFGS over a and b >= 0, written as a square."""
     with torch.enable_grad():
         a = torch.zeros(scales, dtype=torch.float64, requires_grad=True)
-        root = torch.full((modalities,), 0.3 if ordered else 0.0, dtype=torch.float64, requires_grad=True)
+        root = torch.full((modalities,), 0.3, dtype=torch.float64, requires_grad=True)
         optimiser = torch.optim.LBFGS(
             [a, root], max_iter=200, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
         )
 
         def closure() -> Tensor:
             optimiser.zero_grad()
-            loss = objective(a, root.square() if ordered else root)
+            loss = objective(a, root.square())
             loss.backward()
             return loss
 
         optimiser.step(closure)
-    b = root.detach().square() if ordered else root.detach()
-    return a.detach().tolist(), b.tolist()
+    return a.detach().tolist(), root.detach().square().tolist()

@@ -53,6 +53,8 @@ test: lint ## ruff, mypy, doctests, pytest (warnings are errors)
 bench: $(VENV)/.dev ## speed, as ratios measured side by side
 	$(call say,"attention pool against nn.MultiheadAttention and aecf 0.1.0")
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pool.py
+	$(call say,"what every fusion costs")
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fusions.py
 	$(call say,"training loop against a bare PyTorch loop")
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train.py
 

@@ -1,7 +1,8 @@
 """One pass over a table that answers for every subset of its inputs.
 
-Encoders run once per row; the fusion then answers for many (subset, row) pairs in one call. A subset is asked only of
-rows that have all of it, so that natural holes are never mistaken for tested ones.
+Encoders run once per row; the fusion then answers for all subsets together (``FusionModel.fuse_subsets``). A subset
+counts only for rows that have all of it, so that natural holes are never mistaken for tested ones; where few have, the
+fusion is asked about those pairs alone.
 
 Shapes: S subsets, N rows, M modalities, C outputs. Masks: True = present.
 """
@@ -21,6 +22,7 @@ from polyfuse.data.batch import Batch
 from polyfuse.evaluate.metrics import scorable
 from polyfuse.evaluate.selective import Floats
 from polyfuse.evaluate.subsets import Masks, contained, subsets_of
+from polyfuse.fusion.subsets import DENSE
 
 Float32s = NDArray[np.float32]
 
@@ -76,13 +78,13 @@ def sweep(
     """Ask a model about every subset of every row.
 
     Args:
-        model: A ``FusionModel`` (anything with ``encode`` and ``fuse``), or a ``Predictor`` such as a baseline. It is
-            put into eval mode and back.
+        model: A ``FusionModel`` (anything with ``encode`` and ``fuse``), or a ``Predictor``
+            such as a baseline. It is put into eval mode and back.
         batch: Rows with a target; holes are welcome.
         subsets: ``(S, M)`` bool in the model's column order; None = ``subsets_of(batch.present)``; with S = 0 only the
             rows as they are.
         task: Decides which targets cannot be scored; None = classes by dtype, otherwise finite values.
-        batch_size: Rows per encoder call; a fusion call takes up to four times as many pairs.
+        batch_size: Rows per encoder call; a fusion call answers for up to four times as many pairs.
         empty: ``(C,)`` logits for rows without any input, such as ``prior_logits``; None = what the model says.
 
     Raises:
@@ -162,48 +164,89 @@ Answers = tuple[Float32s, Float32s, Floats | None, float]
 
 
 def _ask_fusion(model: Any, batch: Batch, masks: Masks, held: Masks, batch_size: int) -> Answers:
-    """All subsets of a block of rows: encoders once, then fusion calls over (subset, row) pairs."""
-    device, n = device_of(model), len(batch)
-    subsets = torch.from_numpy(np.pad(masks, ((0, 1), (0, 0)))).to(device)
-    logits: Tensor | None = None
-    own: Tensor | None = None
-    weight_sums: Tensor | None = None
-    encode_times, fuse_times = [], []
+    """All subsets of a block of rows: encoders once, then all subsets together or, where few rows have them, pairs."""
+    n = len(batch)
+    if not n:
+        raise ValueError("a sweep needs at least one row, got an empty batch")
+    device, asked = device_of(model), _Asked(masks, n)
+    encode_times = []
+    together = getattr(model, "shares_subsets", False) and len(masks) > 0
     for start in range(0, n, batch_size):
         rows = batch.rows(torch.arange(start, min(start + batch_size, n))).to(device)
         began = time.perf_counter()
         embeddings = model.encode(rows.inputs, rows.present)
         encode_times.append((time.perf_counter() - began) / len(rows))
-        held_here = torch.from_numpy(held[:, start : start + batch_size]).to(device)
-        pair_s, pair_n = _pairs(held_here)
-        for part_s, part_n in zip(pair_s.split(4 * batch_size), pair_n.split(4 * batch_size), strict=True):
-            is_own = part_s == len(masks)
-            here = torch.where(is_own[:, None], rows.present[part_n], subsets[part_s])
-            began = time.perf_counter()
-            out = model.fuse({name: x.index_select(0, part_n) for name, x in embeddings.items()}, here)
-            answer = out.logits.float().cpu()
-            fuse_times.append((time.perf_counter() - began) / len(part_s))
-            if logits is None or own is None:
-                logits = torch.full((len(masks), n, answer.shape[1]), torch.nan)
-                own = torch.empty(n, answer.shape[1])
-            where_s, where_n, mine = part_s.cpu(), part_n.cpu() + start, is_own.cpu()
-            logits[where_s[~mine], where_n[~mine]] = answer[~mine]
-            own[where_n[mine]] = answer[mine]
+        held_here = torch.from_numpy(held[:, start : start + batch_size])
+        dense = together and DENSE * int(held_here.sum()) > held_here.numel()
+        if dense:
+            asked.all_pairs(model, embeddings, held_here, start, max(1, 4 * batch_size // len(masks)))
+        own = torch.ones(1, len(rows), dtype=torch.bool)
+        one_by_one = torch.cat([held_here & (not dense), own])
+        asked.pairs(model, embeddings, rows.present, one_by_one, start, batch_size)
+    assert asked.logits is not None  # noqa: S101 - there is a row
+    means = None
+    if asked.weight_sums is not None:
+        means = asked.weight_sums[:-1].numpy() / np.maximum(held.sum(axis=1), 1)[:, None]
+    seconds = float(np.median(encode_times) + np.median(asked.times))
+    return asked.logits[:-1].numpy(), asked.logits[-1].numpy(), means, seconds
+
+
+class _Asked:
+    """Answers as they come in; the last "subset" of ``logits`` and ``weight_sums`` stands for the rows as they are.
+
+    Attributes:
+        logits: ``(S + 1, N, C)``, None before the first answer.
+        weight_sums: ``(S + 1, M)`` float64, None where there are none.
+        times: Seconds per pair of every call that was not about all subsets.
+    """
+
+    def __init__(self, masks: Masks, n: int) -> None:
+        self.n, self.table = n, torch.from_numpy(np.pad(masks, ((0, 1), (0, 0))))
+        self.logits: Tensor | None = None
+        self.weight_sums: Tensor | None = None
+        self.times: list[float] = []
+
+    def all_pairs(self, model: Any, embeddings: dict[str, Tensor], held: Tensor, start: int, rows: int) -> None:
+        """Every subset of ``rows`` rows at a time; answers of rows that lack the subset are thrown away."""
+        subsets = self.table[:-1].to(next(iter(embeddings.values())).device)
+        for first in range(0, held.shape[1], rows):
+            block = {name: x[first : first + rows] for name, x in embeddings.items()}
+            here = held[:, first : first + rows]
+            out = model.fuse_subsets(block, subsets)
+            answer = out.logits.float().cpu().unflatten(0, here.shape)
+            logits = self._open(answer.shape[2])
+            at = slice(start + first, start + first + here.shape[1])
+            logits[:-1, at] = answer if here.all() else answer.masked_fill(~here[..., None], torch.nan)
             if out.weights is not None:
-                if weight_sums is None:
-                    weight_sums = torch.zeros(len(masks) + 1, masks.shape[1], dtype=torch.float64)
-                weight_sums.index_add_(0, where_s, out.weights.double().cpu())
-    if logits is None or own is None:
-        raise ValueError("a sweep needs at least one row, got an empty batch")
-    means = None if weight_sums is None else weight_sums[:-1].numpy() / np.maximum(held.sum(axis=1), 1)[:, None]
-    return logits.numpy(), own.numpy(), means, float(np.median(encode_times) + np.median(fuse_times))
+                shares = out.weights.double().cpu().unflatten(0, here.shape)
+                self._weigh()[:-1] += shares.masked_fill(~here[..., None], 0.0).sum(dim=1)
 
+    def pairs(
+        self, model: Any, embeddings: dict[str, Tensor], present: Tensor, wanted: Tensor, start: int, size: int
+    ) -> None:
+        """The wanted ``(S + 1, b)`` pairs of one block, in ordinary calls."""
+        s, n = wanted.nonzero(as_tuple=True)
+        for part_s, part_n in zip(s.split(4 * size), n.split(4 * size), strict=True):
+            there_n = part_n.to(present.device)
+            listed = self.table[part_s].to(present.device)
+            here = torch.where((part_s == len(self.table) - 1).to(present.device)[:, None], present[there_n], listed)
+            began = time.perf_counter()
+            out = model.fuse({name: x.index_select(0, there_n) for name, x in embeddings.items()}, here)
+            answer = out.logits.float().cpu()
+            self.times.append((time.perf_counter() - began) / len(part_s))
+            self._open(answer.shape[1])[part_s, part_n + start] = answer
+            if out.weights is not None:
+                self._weigh().index_add_(0, part_s, out.weights.double().cpu())
 
-def _pairs(held: Tensor) -> tuple[Tensor, Tensor]:
-    """Subset and row number of every pair to ask; subset number S stands for the row as it is."""
-    asked = torch.cat([held, torch.ones(1, held.shape[1], dtype=torch.bool, device=held.device)])
-    pair_s, pair_n = asked.nonzero(as_tuple=True)
-    return pair_s, pair_n
+    def _open(self, outputs: int) -> Tensor:
+        if self.logits is None:
+            self.logits = torch.full((len(self.table), self.n, outputs), torch.nan)
+        return self.logits
+
+    def _weigh(self) -> Tensor:
+        if self.weight_sums is None:
+            self.weight_sums = torch.zeros(self.table.shape, dtype=torch.float64)
+        return self.weight_sums
 
 
 def _ask_predictor(model: Predictor, batch: Batch, masks: Masks, held: Masks, batch_size: int) -> Answers:

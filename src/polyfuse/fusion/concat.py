@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polyfuse.fusion.base import FusionOutput
 from polyfuse.fusion.slotted import MaskFiLM, SlottedFusion
+from polyfuse.fusion.subsets import Readout, pair_presence, read_out
 
 
 class ConcatFusion(SlottedFusion):
@@ -84,3 +85,13 @@ class ConcatFusion(SlottedFusion):
         if self.film is not None:
             hidden_BW = self.film(hidden_BW, present_BM)
         return FusionOutput(last(dropout(activation(hidden_BW))), None, {"empty": empty_B})
+
+    def every_subset(self, inputs: list[Tensor], subsets: Tensor, readout: Readout | None) -> FusionOutput | None:
+        """Slots and their part of the first layer once; last layer and readout as one where that is cheaper."""
+        first, activation, dropout, last = self.mlp
+        assert isinstance(first, nn.Linear)  # noqa: S101 - for the type checker
+        assert isinstance(last, nn.Linear)  # noqa: S101 - for the type checker
+        hidden = self.first_layer(first, inputs, subsets).flatten(0, 1)
+        if self.film is not None:
+            hidden = self.film(hidden, pair_presence(subsets, len(inputs[0])))
+        return FusionOutput(read_out(dropout(activation(hidden)), last, readout), None, {})

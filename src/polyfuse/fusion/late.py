@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polyfuse.fusion.base import FusionOutput
 from polyfuse.fusion.named import NamedFusion, NamedModules, present_mean
+from polyfuse.fusion.subsets import Readout, combine
 
 
 class LateFusion(NamedFusion):
@@ -78,6 +79,11 @@ class LateFusion(NamedFusion):
         logits_BMC = torch.stack(logits, dim=1).masked_fill(~present_BM[..., None], 0.0)
         fused_BC = logits_BMC.sum(dim=1) if self.reduction == "sum" else present_mean(logits_BMC, present_BM)
         return FusionOutput(fused_BC, None, {"empty": empty_B, "modality_logits": self.user_order(logits_BMC)})
+
+    def every_subset(self, inputs: list[Tensor], subsets: Tensor, readout: Readout | None) -> FusionOutput | None:
+        """Decisions once per modality."""
+        parts = [self.heads[name](x_BD) for name, x_BD in zip(self.canonical, inputs, strict=True)]
+        return FusionOutput(combine(parts, subsets, self.reduction, readout), None, {})
 
 
 def decision_heads(

@@ -142,7 +142,7 @@ class NamedFusion(nn.Module):
             raise ValueError(f"subsets must be bool of shape {expected}, got {got}")
         inputs, _, _ = self.canonical_inputs(embeddings, None)
         out: FusionOutput | None = None
-        if _is_current(type(self)) and all_finite(inputs):
+        if self.shares_subsets and all_finite(inputs):
             position = {name: m for m, name in enumerate(self.modalities)}
             columns = [position[name] for name in self.canonical]
             out = self.every_subset(inputs, subsets[:, columns], readout)
@@ -150,6 +150,11 @@ class NamedFusion(nn.Module):
             return out
         out = fuse_repeated(self, embeddings, subsets)
         return out if readout is None else out._replace(fused=readout(out.fused))
+
+    @property
+    def shares_subsets(self) -> bool:
+        """Whether ``fuse_subsets`` is cheaper than asking pair by pair."""
+        return _is_current(type(self))
 
     def every_subset(self, inputs: list[Tensor], subsets: Tensor, readout: Readout | None) -> FusionOutput | None:
         """The shared work of ``fuse_subsets``; None = there is none, ask ``forward``.

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyfuse.fusion.named import NamedFusion, NamedModules, linear_by_name
+from polyfuse.fusion.subsets import sum_over_subsets
 
 
 class SlottedFusion(NamedFusion):
@@ -66,6 +68,21 @@ class SlottedFusion(NamedFusion):
             token = slot_BH.new_zeros(()) if self.token is None else self.token[name](row_B1)[:, 0].to(slot_BH.dtype)
             slots.append(torch.where(present_BM[:, m, None], slot_BH, token))
         return slots
+
+    def first_layer(self, layer: nn.Linear, inputs: Sequence[Tensor], subsets_SM: Tensor) -> Tensor:
+        """``(S, B, W)``: a linear layer over all slots, side by side, for every subset.
+
+        It is a sum over slots, so that each is met by its columns once as it is and once as a token.
+        """
+        columns = layer.weight.split([self.slot_widths[name] for name in self.canonical], dim=1)
+        parts, absent = [], []
+        for name, x_BD, weight in zip(self.canonical, inputs, columns, strict=True):
+            slot_BH = self.norm[name](x_BD if self.project is None else self.project[name](x_BD))
+            parts.append(F.linear(slot_BH, weight))
+            if self.token is not None:
+                token_H = self.token[name].get_parameter("weight")[0].to(slot_BH.dtype)
+                absent.append(F.linear(token_H, weight))
+        return sum_over_subsets(parts, subsets_SM, absent or None, layer.bias)
 
 
 class MaskFiLM(nn.Module):

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+DENSE = 6
+"""Asking about all pairs of subset and row at once costs about as much as a sixth of them one by one, or less."""
+
 
 class Readout(NamedTuple):
     """A linear map to be applied to what a fusion returns, and so mergeable with what is linear at its end.

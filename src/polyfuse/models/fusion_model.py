@@ -114,6 +114,11 @@ class FusionModel(nn.Module):
         fused, weights, info = self.fusion(embeddings, present)
         return ModelOutput(self.head(fused), weights, info)
 
+    @property
+    def shares_subsets(self) -> bool:
+        """Whether ``fuse_subsets`` is cheaper than ``fuse`` pair by pair."""
+        return bool(getattr(self.fusion, "shares_subsets", False))
+
     def fuse_subsets(self, embeddings: Mapping[str, Tensor], subsets: Tensor) -> ModelOutput:
         """``fuse`` every subset of every row, to rounding, with the work that subsets share done once.
 

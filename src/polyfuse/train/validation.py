@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from polyfuse.data.batch import Batch
 from polyfuse.data.keyed import uniform
+from polyfuse.fusion.subsets import DENSE
 from polyfuse.losses.task import task_loss
 
 _EXHAUSTIVE = 6
@@ -39,7 +40,7 @@ def validation_subsets(modalities: int, *, limit: int = _EXHAUSTIVE, sampled: in
 
 
 class SubsetLoss:
-    """Mean over subsets of the mean loss over the rows that have that subset: encoders run once, the fusion per subset.
+    """Mean over subsets of the mean loss over the rows that have that subset: encoders run once.
 
     Args:
         table: Validation rows with targets.
@@ -71,7 +72,9 @@ class SubsetLoss:
         has_rows = valid_SN.any(dim=1)
         self.subsets = self.subsets[has_rows]
         # Every (subset, row) pair of this process, in long batches: one pass each instead of one per subset.
-        subset_P, row_P = valid_SN[has_rows][:, mine].nonzero(as_tuple=True)
+        self._valid_SN = valid_SN[has_rows][:, mine].to(self.device)
+        self._dense = DENSE * int(self._valid_SN.sum()) > self._valid_SN.numel()
+        subset_P, row_P = self._valid_SN.cpu().nonzero(as_tuple=True)
         self._subset_P, self._row_P = subset_P.to(self.device), row_P.to(self.device)
         self._present_PM = self.subsets[subset_P].to(self.device)
         self.counts = valid_SN[has_rows].sum(dim=1).double()
@@ -91,12 +94,28 @@ class SubsetLoss:
                 batch = self.table.rows(index).to(self.device)
                 parts.append(encode(batch.inputs, batch.present))
             embeddings = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            if self._dense and getattr(model, "shares_subsets", False):
+                return self._together(model, embeddings)
             for start in range(0, len(self._row_P), self.batch_size):
                 pairs = slice(start, start + self.batch_size)
                 rows = self._row_P[pairs]
                 logits = fuse({name: x[rows] for name, x in embeddings.items()}, self._present_PM[pairs]).logits
                 losses = task_loss(self.task, logits, self._target[rows], reduction="none")
                 totals.index_add_(0, self._subset_P[pairs], losses.double())
+        return totals
+
+    def _together(self, model: Any, embeddings: dict[str, Tensor]) -> Tensor:
+        """The same, all subsets of a block of rows at once; rows that lack a subset count nothing for it."""
+        subsets = self.subsets.to(self.device)
+        totals = torch.zeros(len(subsets), dtype=torch.float64, device=self.device)
+        size = max(1, 4 * self.batch_size // len(subsets))
+        for start in range(0, len(self._target), size):
+            block = slice(start, start + size)
+            target, valid_SB = self._target[block], self._valid_SN[:, block]
+            logits = model.fuse_subsets({name: x[block] for name, x in embeddings.items()}, subsets).logits
+            repeated = target.repeat(len(subsets), *(1,) * (target.ndim - 1))
+            losses = task_loss(self.task, logits, repeated, reduction="none").view_as(valid_SB)
+            totals += losses.masked_fill(~valid_SB, 0.0).double().sum(dim=1)
         return totals
 
     def reduce(self, totals: Tensor) -> dict[str, float]:

@@ -167,6 +167,16 @@ def test_weak_adds_noise_of_two_deviations() -> None:
     assert torch.equal(out.broken["image", "blur 1"], out.test.inputs["image"])  # type: ignore[arg-type]
 
 
+def test_the_unit_of_weak_noise_is_that_of_the_training_rows() -> None:
+    data = data_set()
+    x = data.test.inputs["audio"]
+    assert isinstance(x, Tensor)
+    out = apply(replace(data, test=replace(data.test, inputs={**data.test.inputs, "audio": 0 * x})), "weak audio")
+    noise = out.test.inputs["audio"]
+    assert isinstance(noise, Tensor)
+    assert abs(float(noise.std()) - 2 / 5**0.5) < 0.05
+
+
 def test_weak_text_keeps_its_form() -> None:
     data = data_set()
     before, after = data.train.inputs["text"], apply(data, "weak text").train.inputs["text"]

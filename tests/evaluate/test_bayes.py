@@ -42,6 +42,10 @@ def test_regret_of_a_constant_model_by_hand() -> None:
         return torch.where(present[:, :1], p, 0.5)
 
     swept = sweep(Says(np.log([0.75, 0.25])), batch)
+    exact = posterior_sweep(swept, posterior, batch)
+    assert (np.isnan(exact.logits).all(axis=2) == ~swept.valid).all()
+    assert (np.isnan(exact.logits).any(axis=2) == ~swept.valid).all()
+    np.testing.assert_allclose(np.exp(exact.own), [[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]], rtol=1e-6)
     found = table(bayes_records(swept, posterior, batch))
     kl = [0.2 * np.log(0.2 / 0.75) + 0.8 * np.log(0.8 / 0.25), 0.6 * np.log(0.6 / 0.75) + 0.4 * np.log(0.4 / 0.25)]
     kl.append(0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25))

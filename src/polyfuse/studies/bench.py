@@ -18,11 +18,16 @@ from polyfuse.errors import UserError
 from polyfuse.evaluate.subsets import all_subsets
 from polyfuse.files import read_json, write_json
 from polyfuse.report.context import machine, this_command, versions
+from polyfuse.report.study_page import console_lines, write_study
+from polyfuse.report.study_records import DataInfo
 from polyfuse.studies.arms import Plan
+from polyfuse.studies.clock import Clock
 from polyfuse.studies.compare import Say, oracle_plan
 from polyfuse.studies.jobs import Answer, Load, Place, StudyJob, checksum, clear_loaded
+from polyfuse.studies.ledger import data_name
 from polyfuse.studies.pool import run_jobs
 from polyfuse.studies.results import VERSION, StudyResult, merge, shard_meta
+from polyfuse.studies.tables import Questions, summarise
 
 RATES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 FACTS = ""
@@ -69,6 +74,7 @@ class Study:
         encode: Train an encoder per modality, also of vectors.
         evaluate: Subsets, rates, corruptions.
         calibrate: Levels.
+        questions: What its page answers beside the tables.
         load: Loads a data set by name and split; a function that worker processes can import.
     """
 
@@ -80,6 +86,7 @@ class Study:
     encode: bool = True
     evaluate: EvaluateConfig = field(default_factory=lambda: EvaluateConfig(drop_rates=RATES))
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    questions: Questions = field(default_factory=Questions)
     load: Load = load_dataset
 
 
@@ -129,7 +136,7 @@ def run_study(
         raise
     finally:
         clear_loaded()
-    merge(run.shards(), folder / "records.parquet")
+    count = merge(run.shards(), folder / "records.parquet")
     result = StudyResult(
         study=study.name,
         scale=scale,
@@ -140,7 +147,33 @@ def run_study(
         seconds=time.perf_counter() - started,
     )
     _note(folder, study, scale, size, result)
-    return result
+    return replace(result, lines=_page(run, folder)) if count else result
+
+
+def _page(run: "_Run", folder: Path) -> list[str]:
+    """Write the page and the tables; returns what the terminal shows."""
+    import pyarrow.parquet as pq
+
+    report = summarise(
+        pq.read_table(folder / "records.parquet"),
+        {data_name(place.dataset, place.variant): plans for place, plans in run.plans.items()},
+        about={data_name(place.dataset, place.variant): _about(place) for place in run.plans},
+        questions=run.study.questions,
+        name=run.study.name,
+        title=run.study.title,
+        draws=run.size.bootstrap,
+    )
+    report.commands, report.versions, report.machine = (this_command(),), versions(), machine()
+    page = write_study(report, folder)
+    return [*console_lines(report), "", f"{page}"]
+
+
+def _about(place: Place) -> DataInfo:
+    name = data_name(place.dataset, place.variant)
+    if place.dataset not in DATASETS:
+        return DataInfo(name, plain=not place.variant)
+    source = DATASETS[place.dataset]
+    return DataInfo(name, source.real, not place.variant, source.licence, source.about)
 
 
 class _Arm:
@@ -171,9 +204,10 @@ class _Run:
         self.arms: list[_Arm] = []
         self.arm_of: dict[Path, _Arm] = {}
         self.planned: set[str] = set()
+        self.plans: dict[Place, list[Plan]] = {}
         self.failed: list[tuple[str, str]] = []
         self.count = self.skipped = 0
-        self.clock = _Clock()
+        self.clock = Clock()
 
     def plan(self, places: Sequence[Place]) -> None:
         """Load every data set once, so that what it must fetch or embed is cached before the workers start."""
@@ -191,6 +225,7 @@ class _Run:
             if len({plan.name for plan in plans}) < len(plans):
                 raise ValueError(f"arms must have different names, got {[plan.name for plan in plans]}")
             known |= {plan.name for plan in plans} | {"oracle", "oracle reseeded"}
+            self.plans[place] = plans
             entries.append(_Entry(self, place, data, plans))
             rows = " + ".join(str(len(batch)) for batch in (data.train, data.validation, data.test))
             self.say(f"{place}: {rows} rows, {len(plans)} arms ({time.perf_counter() - began:.1f} s)")
@@ -368,59 +403,6 @@ class _Entry:
 
 def _always(jobs: list[StudyJob]) -> Callable[[Settings], list[StudyJob]]:
     return lambda settings: jobs
-
-
-class _Clock:
-    """How long the rest takes, from the seconds of what is done, data set by data set."""
-
-    def __init__(self) -> None:
-        self.left: dict[tuple[str, str], int] = {}
-        self.spent: dict[tuple[str, str], list[float]] = {}
-        self.started = self.said = time.perf_counter()
-        self.finished = 0
-
-    def start(self) -> None:
-        """Begin to count."""
-        self.started = self.said = time.perf_counter()
-
-    def expect(self, jobs: Iterable[StudyJob]) -> None:
-        """More to do."""
-        for job in jobs:
-            self.left[_sort(job)] = self.left.get(_sort(job), 0) + 1
-
-    def forget(self, jobs: Iterable[StudyJob]) -> None:
-        """Not to do after all."""
-        for job in jobs:
-            self.left[_sort(job)] -= 1
-
-    def tick(self, job: StudyJob, seconds: float) -> str:
-        """Count one; a line about the rest, every few seconds."""
-        self.left[_sort(job)] -= 1
-        self.spent.setdefault(_sort(job), []).append(seconds)
-        self.finished += 1
-        now = time.perf_counter()
-        rest = sum(self.left.values())
-        if now - self.said < 5.0 and rest:
-            return ""
-        self.said = now
-        gone = now - self.started
-        total = sum(sum(times) for times in self.spent.values())
-        everything = total / self.finished
-        ahead = sum(count * _mean(self.spent.get(kind), everything) for kind, count in self.left.items())
-        remaining = f", about {_duration(ahead * gone / max(total, 1e-9))} left" if rest else ""
-        return f"{self.finished} of {self.finished + rest} jobs, {_duration(gone)}{remaining} ({job.place})"
-
-
-def _sort(job: StudyJob) -> tuple[str, str]:
-    return str(job.place), job.what
-
-
-def _mean(times: Sequence[float] | None, otherwise: float) -> float:
-    return sum(times) / len(times) if times else otherwise
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _is_done(job: StudyJob) -> bool:

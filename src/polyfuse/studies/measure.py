@@ -1,0 +1,345 @@
+"""Everything that a study writes down about one trained model, and about one data set.
+
+Shapes: S subsets, N rows, M modalities, C outputs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from polyfuse.calibrate import MaskTemperature, prior_logits
+from polyfuse.calibrate.stages import Stages, fit_stages, stage_records
+from polyfuse.config import CalibrateConfig, EvaluateConfig
+from polyfuse.data.batch import Batch
+from polyfuse.data.corrupt import fit_scales
+from polyfuse.data.keyed import key_of
+from polyfuse.datasets import DataSet
+from polyfuse.evaluate.corruptions import corruption_records, flagged_difference
+from polyfuse.evaluate.metrics import PRIMARY, probabilities, score
+from polyfuse.evaluate.subsets import mask_codes, subset_name
+from polyfuse.evaluate.sweep import Sweep, sweep
+from polyfuse.evaluate.table import drop_curve, row_losses, shapley, violation_rate
+from polyfuse.models.fusion_model import FusionModel
+from polyfuse.studies.arms import Plan, Task, only
+from polyfuse.studies.compare import mean_over_subsets
+from polyfuse.studies.judge import asked_subsets, fit_calibration
+from polyfuse.studies.results import Records
+
+SCORES = (
+    "accuracy",
+    "macro_ap",
+    "r2",
+    "macro_f1",
+    "rmse",
+    "nll",
+    "brier",
+    "crps",
+    "ece",
+    "ece_equal_mass",
+    "aurc",
+    "augrc",
+)
+"""Of ``metrics.score``, in this order; ``ece_equal_mass`` is written as ``ace``."""
+
+
+class Loaded:
+    """A data set in a worker, and what many jobs need of it."""
+
+    def __init__(self, data: DataSet, evaluate: EvaluateConfig, calibrate: CalibrateConfig, encode: bool) -> None:
+        self.data = data
+        self.task = Task(
+            data.train, data.validation, data.test, data.specs, data.target, data.groups, evaluate, calibrate, encode
+        )
+
+    @cached_property
+    def scales(self) -> dict[str, Any]:
+        """Units of the noise."""
+        return fit_scales(self.data.train)
+
+    @cached_property
+    def subsets(self) -> NDArray[np.bool_]:
+        """``(S, M)`` what is asked of the test rows."""
+        return asked_subsets(self.data.test, self.task.evaluate)
+
+    @cached_property
+    def nothing(self) -> float:
+        """The primary metric of the best constant answer, on the test rows."""
+        kind, train, test = self.data.target.task, self.data.train.target, self.data.test.target
+        assert train is not None  # noqa: S101 - data sets have targets
+        assert test is not None  # noqa: S101
+        outputs = 2 if kind == "regression" else self.data.target.outputs
+        constant = probabilities(kind, prior_logits(kind, train.numpy(), outputs))
+        answers = np.broadcast_to(constant, (len(test), len(constant)))
+        return score(kind, answers, test.numpy(), scale=self.data.target.std)[PRIMARY[kind]]
+
+
+def bayes_scores(loaded: Loaded, out: Records) -> None:
+    """The reference no model can beat in the mean: the exact posterior, judged like an arm."""
+    data, kind = loaded.data, loaded.data.target.task
+    assert data.posterior is not None  # noqa: S101 - asked by the caller
+    out.head["arm"] = "bayes"
+    swept = sweep(_Posterior(data), data.test, subsets=loaded.subsets, task=kind)
+    _subset_scores(swept, loaded, out)
+    _seed_scores(swept, loaded, out)
+    _row_scores(swept, loaded, out)
+
+
+class _Posterior:
+    """Exact class probabilities as logits."""
+
+    def __init__(self, data: DataSet) -> None:
+        self.data = data
+
+    def predict_logits(self, batch: Batch) -> NDArray[np.float32]:
+        assert self.data.posterior is not None  # noqa: S101
+        p = self.data.posterior(batch, batch.present).double().clamp(1e-12, 1 - 1e-12)
+        logits = p.log() if self.data.target.task == "classification" else torch.logit(p)
+        return logits.float().numpy()
+
+
+# ---- judging -----------------------------------------------------------------------------------------------------
+
+
+def judge_model(model: Any, task: Task, plan: Plan, loaded: Loaded, out: Records) -> None:
+    """All patterns of the protocol.
+
+    Args:
+        model: A ``FusionModel`` or a baseline.
+        task: The rows that it was trained and is judged on.
+        plan: The arm.
+        loaded: The data set.
+        out: Takes the records.
+    """
+    kind, test = task.target.task, task.test
+    subsets = loaded.subsets if not plan.uses else asked_subsets(test, task.evaluate)
+    swept = sweep(model, test, subsets=subsets, task=kind, batch_size=task.evaluate.batch_size)
+    out.add("job", "ms_per_row", swept.ms_per_row)
+    _subset_scores(swept, loaded, out)
+    _seed_scores(swept, loaded, out)
+    for point in drop_curve(swept, kind, task.evaluate.drop_rates, scale=task.target.std, bins=task.evaluate.bins):
+        out.scores("curve", _kept(point), int(point["n"]), corruption=f"{point['rate']:g}", stage="raw")
+    _row_scores(swept, loaded, out, plan.uses, _calibrated_scores(model, swept, task, plan, out))
+    if plan.baseline == "presence_only" or not task.evaluate.corruptions:
+        return
+    scales = fit_scales(task.train) if plan.uses else loaded.scales
+    _broken_scores(model, task, plan, scales, loaded, out)
+
+
+def _kept(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {_NAMES.get(key, key): scores[key] for key in SCORES if key in scores}
+
+
+_NAMES = {"ece_equal_mass": "ace"}
+
+
+def _subset_scores(swept: Sweep, loaded: Loaded, out: Records) -> None:
+    """P0 to P3: every subset, and the rows as they are."""
+    kind, scale, bins = loaded.data.target.task, loaded.data.target.std, loaded.task.evaluate.bins
+    for s, mask in enumerate(swept.subsets):
+        rows = swept.valid[s]
+        if rows.any():
+            found = score(kind, probabilities(kind, swept.logits[s, rows]), swept.target[rows], scale=scale, bins=bins)
+            out.scores("subset", _kept(found), int(rows.sum()), subset=subset_name(mask, swept.modalities), stage="raw")
+    rows = swept.scored
+    found = score(kind, probabilities(kind, swept.own[rows]), swept.target[rows], scale=scale, bins=bins)
+    out.scores("found", _kept(found), int(rows.sum()), stage="raw")
+
+
+class _Tempered:
+    """A temperature per mask as what ``row_losses`` and ``violation_rate`` take for a calibration."""
+
+    def __init__(self, task: str, temperature: MaskTemperature) -> None:
+        self.task, self.temperature = task, temperature
+
+    def apply(self, logits: ArrayLike, present: ArrayLike) -> Any:
+        z = self.temperature.apply(logits, present)
+        return SimpleNamespace(probs=z if self.task == "regression" else probabilities(self.task, z))
+
+
+def _calibrated_scores(model: Any, swept: Sweep, task: Task, plan: Plan, out: Records) -> _Tempered | None:
+    """Every stage of calibration, fitted on validation rows; returns the one per mask."""
+    kind, config = task.target.task, task.calibrate
+    if not config.enabled or not len(task.validation):
+        return None
+    names = task.groups["validation"] if task.groups is not None and not plan.uses else None
+    groups = None if names is None else key_of(list(names)).numpy()
+    masks = asked_subsets(task.validation, task.evaluate)
+    held = sweep(model, task.validation, subsets=masks, task=kind, batch_size=task.evaluate.batch_size)
+    stages = fit_stages(held, kind, config.alpha, groups, risk=config.risk)
+    for r in stage_records(stages, swept, scale=task.target.std, bins=task.evaluate.bins):
+        if r["stage"] != "raw":  # these are there, with more of them
+            out.add("subset", r["metric"], r["value"], r["n"], subset=r["subset"], stage=r["stage"])
+    _calibration_rows(stages, swept, out)
+    if kind == "multilabel":
+        _label_sets(model, swept, task, names, out)
+    tempered = _Tempered(kind, stages.temperatures["mask"])
+    out.scores("seed", violation_rate(swept, kind, tempered), 0, stage="mask")
+    return tempered
+
+
+def _calibration_rows(stages: Stages, swept: Sweep, out: Records) -> None:
+    stage = "residual mask" if stages.task == "regression" else "lac mask"
+    for mask, code in zip(swept.subsets, mask_codes(swept.subsets), strict=True):
+        rows = stages.rows.get(int(code), 0)
+        out.add("subset", "calibration_rows", rows, subset=subset_name(mask, swept.modalities), stage=stage)
+
+
+def _label_sets(model: Any, swept: Sweep, task: Task, groups: Sequence[str] | None, out: Records) -> None:
+    """Sets of labels per mask, which stages do not make."""
+    fitted = fit_calibration(
+        model, task.train, task.validation, task.target.task, task.calibrate, task.evaluate, groups
+    )
+    if fitted is None:
+        return
+    for s, mask in enumerate(swept.subsets):
+        rows = swept.valid[s]
+        n = int(rows.sum())
+        if not n:
+            continue
+        sets = fitted.apply(swept.logits[s, rows], np.broadcast_to(mask, (n, len(mask)))).sets
+        assert sets is not None  # noqa: S101 - only regression has none
+        true = swept.target[rows] > 0.5
+        some = true.any(axis=1)
+        where = {"subset": subset_name(mask, swept.modalities), "stage": "labels mask"}
+        if some.any():
+            share = (sets & true).sum(axis=1)[some] / true.sum(axis=1)[some]
+            out.add("subset", "coverage", share.mean(), int(some.sum()), **where)
+        out.add("subset", "set_size", sets.sum(axis=1).mean(), n, **where)
+
+
+def _seed_scores(swept: Sweep, loaded: Loaded, out: Records) -> None:
+    """Coherence, and what each input is worth to this model."""
+    kind, names = loaded.data.target.task, swept.modalities
+    out.scores("seed", violation_rate(swept, kind), 0, stage="raw")
+    if len(swept.subsets) != 2 ** len(names) - 1 or len(names) < 2:
+        return
+    values = {}
+    for s, mask in enumerate(swept.subsets):
+        rows = swept.valid[s]
+        if not rows.any():
+            return
+        found = score(kind, probabilities(kind, swept.logits[s, rows]), swept.target[rows])
+        values[subset_name(mask, names)] = found[PRIMARY[kind]]
+    shares = shapley(values, names, loaded.nothing)
+    for name, value in shares.items():
+        out.add("seed", "shapley", value, modality=name)
+    total = sum(abs(value) for value in shares.values())
+    if total > 0:
+        out.add("seed", "shapley_balance", 1.0 - (max(shares.values()) - min(shares.values())) / total)
+
+
+def _row_scores(swept: Sweep, loaded: Loaded, out: Records, uses: Sequence[str] = (), calibration: Any = None) -> None:
+    """Losses of every test row, by subset, and mean NLL over subsets; a unimodal arm has none without its input."""
+    kind, test = loaded.data.target.task, loaded.data.test
+    places = only(test, uses)[1] if uses else np.arange(len(test))
+
+    def spread(values: NDArray[Any]) -> NDArray[np.float32]:
+        whole = np.full(len(test), np.nan, np.float32)
+        whole[places] = values
+        return whole
+
+    losses, keys = row_losses(swept, kind), test.keys.numpy()
+    for s, mask in enumerate(swept.subsets):
+        rows = swept.valid[s]
+        if rows.any():
+            out.add(
+                "row",
+                "loss",
+                losses[s, rows].mean(),
+                int(rows.sum()),
+                subset=subset_name(mask, swept.modalities),
+                values=spread(losses[s]),
+                keys=keys,
+            )
+    for stage, how in (("raw", None), ("mask", calibration)):
+        if stage == "raw" or how is not None:
+            nll = mean_over_subsets(row_losses(swept, kind, "nll", how)[None])[0]
+            n = int(np.isfinite(nll).sum())
+            out.add("row", "nll", np.nanmean(nll) if n else None, n, stage=stage, values=spread(nll), keys=keys)
+
+
+def _broken_scores(model: Any, task: Task, plan: Plan, scales: Mapping[str, Any], loaded: Loaded, out: Records) -> None:
+    """P5 and P6: inputs that are there and wrong; inputs that are wrong and marked absent."""
+    test, kind = task.test, task.target.task
+    places = torch.from_numpy(only(loaded.data.test, plan.uses)[1]) if plan.uses else None
+    given: dict[tuple[str, str], Any] = {}
+    for (modality, name), value in loaded.data.broken.items():
+        if modality in test.modalities:
+            given[modality, name] = value if places is None else _rows(value, places)
+    found = corruption_records(
+        model,
+        test,
+        kind,
+        scales=scales,
+        scale=task.target.std,
+        batch_size=task.evaluate.batch_size,
+        given=given,
+        losses=not plan.uses,
+    )
+    keys = test.keys.numpy()
+    for record in found:
+        where = {"corruption": record["corruption"], "modality": record["modality"]}
+        detection = {"detection_auroc": record["detection_auroc"]}
+        out.scores("broken", {**_kept(record), **detection}, record["n"], stage="raw", **where)
+        if "losses" in record:
+            lost = record["losses"]
+            mean = float(np.nanmean(lost)) if np.isfinite(lost).any() else None
+            out.add("row", "loss", mean, record["n"], values=lost, keys=keys, **where)
+    if isinstance(model, FusionModel):
+        for modality, difference in flagged_difference(model, test, scales=scales).items():
+            out.add("flagged", "difference", difference, len(test), modality=modality)
+
+
+def _rows(value: Any, index: Tensor) -> Any:
+    return {key: part[index] for key, part in value.items()} if isinstance(value, Mapping) else value[index]
+
+
+# ---- costs -------------------------------------------------------------------------------------------------------
+
+
+def multiply_adds(model: FusionModel, batch: Batch) -> float:
+    """Of fusion and head, per row: matrix products only."""
+    rows = batch.rows(torch.arange(min(32, len(batch))))
+    model.eval()
+    with torch.no_grad():
+        embeddings = model.encode(rows.inputs, rows.present)
+        with FlopCounterMode(display=False) as counter:
+            model.fuse(embeddings, rows.present)
+    return counter.get_total_flops() / 2 / len(rows)
+
+
+@contextmanager
+def peak_memory() -> Iterator[Callable[[], float | None]]:
+    """How far the resident memory of this process rises above where it stood, in MB.
+
+    Memory that the allocator had kept from earlier jobs is not counted again. None where the system does not tell (it
+    takes Linux).
+    """
+    before = _status("VmRSS")
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
+    except OSError:
+        before = None
+
+    def grown() -> float | None:
+        peak = _status("VmHWM")
+        return None if before is None or peak is None else max(peak - before, 0.0)
+
+    yield grown
+
+
+def _status(key: str) -> float | None:
+    try:
+        text = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith(f"{key}:")), None)

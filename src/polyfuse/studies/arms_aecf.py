@@ -136,7 +136,8 @@ def aecf_arms(data: DataSet, size: Size) -> list[Plan]:
             args["base_mask_prob"] = 0.9
         return arm(name, label, note, fusion="aecf", modality_dropout=None, fusion_args=args)
 
-    ramp = {"fusion": "attention_pool", "modality_dropout_ramp": 0.5}
+    # The pool of AECF with its own masking off is the attention pool, and tells its entropy.
+    ramp = {"fusion": "aecf", "fusion_args": {"apply_mask": False}, "modality_dropout_ramp": 0.5}
     paper = "arXiv 2505.15417"
     return [
         arm(

@@ -2,9 +2,11 @@
 
 from polyfuse.errors import UserError
 from polyfuse.registry import Registry
+from polyfuse.studies.aecf import AECF
 from polyfuse.studies.bench import Study
+from polyfuse.studies.imbalance import IMBALANCE
 
-STUDIES = Registry("study", {})
+STUDIES = Registry("study", {"aecf": AECF, "imbalance": IMBALANCE})
 
 
 def study_named(name: str) -> Study:

@@ -202,7 +202,7 @@ def csv_text(data: ReportData, summary: Summary | None = None) -> str:
         record["kind"] = kinds.get(arm, "")
         record["subset"] = "+".join(record.get("subset", ()))
         keys = ("table", "arm", "kind", "seed", "subset", "detail", "metric", "value", "low", "high")
-        writer.writerow([_safe(record.get(k, "")) for k in keys])
+        writer.writerow([csv_safe(record.get(k, "")) for k in keys])
     return out.getvalue()
 
 
@@ -243,7 +243,8 @@ def _long(s: Summary) -> Iterator[dict[str, Any]]:
         yield {**base, "value": x.mean, "low": x.low, "high": x.high}
 
 
-def _safe(value: object) -> object:
+def csv_safe(value: object) -> object:
+    """A cell that a spreadsheet will not run; empty for a number that is not finite."""
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else ""
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):

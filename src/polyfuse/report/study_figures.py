@@ -81,7 +81,7 @@ def forest(report: StudyReport, quantity: str) -> str:
     axes.locator_params(axis="x", nbins=4)
     y, style = top + _ROW * len(rows), {"color": MUTED, "fontsize": SMALL}
     canvas.text(left + 80, y + 30, f"← worse · {'nats' if nats else 'points'} · better →", ha="center", **style)
-    canvas.text(left + 80, y + 47, f"small dots: data sets ({rows[0][1].sets} real)", ha="center", **style)
+    canvas.text(left + 80, y + 47, f"small dots: data sets; pooled over {rows[0][1].sets}", ha="center", **style)
     whom = report.label(report.reference)
     return canvas.svg(f"forest-{quantity}", f"Differences to {whom}, {QUANTITIES[quantity]}, 95 % intervals")
 
@@ -196,7 +196,7 @@ def calibration(report: StudyReport, arm: str) -> list[tuple[str, str]]:
 
 def corruption(report: StudyReport) -> str:
     """Draw every arm's worst-modality score, mean over real data sets: noise as in training, and held-out kinds."""
-    judged = {d.name for d in report.judged}
+    judged = {d.name for d in report.judged or report.data}
     rows = []
     for arm in report.arms:
         found = [r for t in report.tables if t.data in judged and (r := t.row(arm.name)) and "broken" in r.values]

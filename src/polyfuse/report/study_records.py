@@ -432,8 +432,13 @@ class StudyReport:
 
     @property
     def judged(self) -> tuple[DataInfo, ...]:
-        """The real data sets as they are: what goals and pooled figures count."""
+        """The real data sets as they are: what goals and pooled figures count (these count all where there is none)."""
         return tuple(d for d in self.data if d.real and d.plain)
+
+    @property
+    def pool(self) -> str:
+        """What pooled figures are over, in words."""
+        return "real data sets" if self.judged else "data sets"
 
     def to_json(self) -> str:
         """All tables as JSON; what is not finite is null."""

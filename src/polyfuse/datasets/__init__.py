@@ -1,10 +1,21 @@
 """Data sets of the bench, each in a file of its own: ``load_dataset("mfeat")`` fetches, checks, splits and encodes."""
 
-from polyfuse.datasets import generators
+from polyfuse.datasets import av_digits, breast_cancer, generators, htad, mfeat, miniacc, watch
 from polyfuse.datasets.base import DataSet, DataSetSource
 from polyfuse.registry import Registry
 
-DATASETS = Registry("data set", {**generators.SOURCES})
+DATASETS = Registry(
+    "data set",
+    {
+        **av_digits.SOURCES,
+        "htad": htad.SOURCE,
+        **mfeat.SOURCES,
+        "watch": watch.SOURCE,
+        **miniacc.SOURCES,
+        "breast_cancer": breast_cancer.SOURCE,
+        **generators.SOURCES,
+    },
+)
 
 
 def load_dataset(name: str, split: int = 0) -> DataSet:

@@ -170,12 +170,12 @@ SOURCES = {
         ),
         (
             "mixed5",
-            laws.mixed(5, shared=1.0, own=1.2, paired=2.0, faint=0.9, label_noise=0.05),
+            laws.mixed(5, shared=1.0, own=1.2, paired=2.0, faint=1.1, label_noise=0.05),
             "A shared bit, two unique bits and a parity in five modalities.",
         ),
         (
             "mixed8",
-            laws.mixed(8, shared=0.8, own=1.1, paired=2.0, faint=0.9, label_noise=0.05),
+            laws.mixed(8, shared=0.8, own=1.1, paired=2.0, faint=1.1, label_noise=0.05),
             "A shared bit, two unique bits and a parity in eight modalities.",
         ),
         (

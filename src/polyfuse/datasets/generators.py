@@ -181,7 +181,7 @@ SOURCES = {
         (
             "collapsed",
             laws.collapsed(strong=2.2, faint=0.5, own=0.9, label_noise=0.05),
-            "One modality is much stronger than the two others, which alone show a third of the answer.",
+            "One modality is much stronger than the two others, but shows one of the three bits only faintly.",
         ),
         (
             "longtail",

@@ -115,13 +115,12 @@ AECF = Study(
         families={"early": REFERENCE, "late": "late", "hybrid": "hybrid"},
         protocol=(
             "Encoders (one hidden layer on frozen features) and fusion are trained together.",
-            "Every arm has the same rows, encoders, head, steps, batches and optimiser, and the same number of settings "
-            + "tried on validation rows with the first seed.",
+            "Every arm has the same rows, encoders, head, steps, batches, optimiser and number of settings tried.",
+            "Settings are chosen on validation rows with the first seed.",
             "Every non-empty subset of the inputs of every test row is scored; test rows are looked at once.",
-            "Intervals are paired by row and seed and resample groups of rows and seeds; p-values are Holm-corrected "
-            + "over the arms of a data set.",
-            "Broken inputs are not flagged. Noise and swapped rows are in the family that corruption training uses; all "
-            + "other kinds are held out.",
+            "Intervals are paired by row and seed and resample groups of rows and seeds.",
+            "Their p-values are Holm-corrected over the arms of a data set.",
+            "Broken inputs are not flagged; noise and swapped rows are what corruption training uses, the rest is held out.",
         ),
     ),
 )

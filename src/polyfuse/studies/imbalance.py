@@ -131,8 +131,7 @@ IMBALANCE = Study(
         imbalance=True,
         protocol=(
             "Before is joint training: concat, encoders and fusion together, nothing hidden, no further loss.",
-            "A technique helps the input that the situation names; where it names none, the one that says least alone "
-            + "on validation rows.",
+            "A technique helps the input that the situation names, else the one that says least alone in validation.",
             "Every arm has the same rows, encoders, steps and optimiser; passes per step are printed.",
         ),
     ),

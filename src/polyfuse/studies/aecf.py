@@ -120,7 +120,7 @@ AECF = Study(
             "Every non-empty subset of the inputs of every test row is scored; test rows are looked at once.",
             "Intervals are paired by row and seed and resample groups of rows and seeds.",
             "Their p-values are Holm-corrected over the arms of a data set.",
-            "Broken inputs are not flagged; noise and swapped rows are what corruption training uses, the rest is held out.",
+            "Broken inputs are not flagged; noise and swaps are what corruption training uses, the rest is held out.",
         ),
     ),
 )

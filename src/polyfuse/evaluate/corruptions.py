@@ -68,7 +68,7 @@ def corruption_records(
             continue
         rows, known_inputs = batch.rows(here), replace(batch, inputs=clean_inputs).rows(here)
         clean = sweep(
-            _Reusing(model) if reusable else model, known_inputs, subsets=as_found, task=task, batch_size=batch_size
+            Reusing(model) if reusable else model, known_inputs, subsets=as_found, task=task, batch_size=batch_size
         )
         sure = confidence(task, predictions(clean, task, -1, calibration))
         made = {name if value is None else f"{name} {value:g}": (name, value) for name, value in corruptions}
@@ -79,7 +79,7 @@ def corruption_records(
             else:
                 broken = _replaced(rows, modality, found[title], here, flagged)
             now = replace(broken, inputs={**known_inputs.inputs, modality: broken.inputs[modality]})
-            asked = _Reusing(model, modality) if reusable else model
+            asked = Reusing(model, modality) if reusable else model
             swept = sweep(asked, now, subsets=as_found, task=task, batch_size=batch_size)
             ok = clean.scored
             record: Record = {
@@ -139,7 +139,7 @@ def _replaced(rows: Batch, modality: str, value: Value, here: Tensor, flagged: b
     return replace(rows, inputs=inputs, present=present)
 
 
-class _Reusing(torch.nn.Module):
+class Reusing(torch.nn.Module):
     """The model on inputs that are embeddings already, but for one modality: the others are not encoded again."""
 
     def __init__(self, model: Any, raw: str | None = None) -> None:
@@ -147,10 +147,12 @@ class _Reusing(torch.nn.Module):
         self.model, self.raw, self.modalities = model, raw, model.modalities
 
     def encode(self, inputs: Mapping[str, Any], present: Tensor) -> dict[str, Any]:
+        """The embeddings given; ``raw`` is encoded."""
         if self.raw is None:
             return dict(inputs)
         # Every row asked has this input, or is flagged and the fusion does not look: nothing needs to be zeroed here.
         return {**inputs, self.raw: self.model.encoders[self.raw](inputs[self.raw])}
 
     def fuse(self, embeddings: Mapping[str, Tensor], present: Tensor) -> Any:
+        """As the model does."""
         return self.model.fuse(embeddings, present)

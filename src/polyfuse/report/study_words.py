@@ -58,7 +58,7 @@ def verdict_words(report: StudyReport) -> list[str]:
     if not report.situations:
         out += _best(report)
     out += _ingredients(report)
-    out += [f"{s.data}: {s.sentence}." for s in report.situations]
+    out += [f"On {s.data}: {s.sentence}." for s in report.situations]
     return [_upper(text) for text in out] or ["The records hold no comparison, so there is nothing to judge."]
 
 

@@ -240,7 +240,8 @@ def confidence_and_loss(task: str, probs: ArrayLike, target: ArrayLike) -> tuple
     """
     p, y, _ = _checked(probs, target, None)
     if check_task(task) == "classification":
-        return p.max(axis=1), (p.argmax(axis=1) != y).astype(np.float64)
+        guess = p.argmax(axis=1)
+        return p[np.arange(len(p)), guess], (guess != y).astype(np.float64)
     if task == "multilabel":
         return confidence(task, p), ((p >= 0.5) != (y > 0.5)).mean(axis=1)
     return confidence(task, p), (p[:, 0] - y) ** 2
@@ -302,26 +303,42 @@ def score(
     if (y.ndim == 2) != (task == "multilabel"):
         raise ValueError(f"target of task {task} must have {1 + (task == 'multilabel')} axes, got shape {y.shape}")
     sure, loss = confidence_and_loss(task, p, y)
+    selected = selective.selective_scores(sure, loss, w)
+    right = _mean(1.0 - loss, w)
+    if task == "classification":
+        judged, outcome = sure, 1.0 - loss
+    else:
+        judged, outcome = p, np.asarray(y, np.float64)
+        del selected["coverage_at_risk_5"]
     out = {
-        PRIMARY[task]: accuracy(p, y, w) if task == "classification" else macro_ap(p, y, w),
+        PRIMARY[task]: right if task == "classification" else macro_ap(p, y, w),
         "macro_f1": macro_f1(p, y, w),
-        "nll": nll(p, y, w),
-        "brier": brier(p, y, w),
-        "ece": ece(p, y, bins=bins, weight=w),
-        "ece_equal_mass": ece_equal_mass(p, y, bins=bins, weight=w),
-        **_selective_scores(sure, loss, w),
+        "nll": _mean(row_nll(task, p, y), w),
+        "brier": _mean(_row_brier(p, y), w),
+        "ece": calibration_error(judged, outcome, bins=bins, weight=w),
+        "ece_equal_mass": calibration_error(judged, outcome, bins=bins, equal_mass=True, weight=w),
+        "confidence": _mean(sure, w),
+        **selected,
     }
     if task == "classification":
         out["ece_classwise"] = ece_classwise(p, y, bins=bins, weight=w)
-        out["coverage_at_risk_5"] = selective.coverage_at_risk(sure, loss, 0.05, w)
     else:
-        out["accuracy"] = accuracy(p, y, w)
+        out["accuracy"] = right
     return out
+
+
+def primary(task: str, probs: ArrayLike, target: ArrayLike, weight: ArrayLike | None = None) -> float:
+    """``PRIMARY[task]`` alone, as in ``score``."""
+    return {"classification": accuracy, "multilabel": macro_ap, "regression": r2}[check_task(task)](
+        probs, target, weight
+    )
 
 
 def _score_regression(p: Floats, y: Floats, w: Floats, scale: float) -> dict[str, float]:
     sure, loss = confidence_and_loss("regression", p, y)
     calibration = quantile_calibration_error(p, y, w)
+    selected = selective.selective_scores(sure * scale, loss * scale**2, w)
+    del selected["coverage_at_risk_5"]
     return {
         "r2": r2(p, y, w),
         "rmse": rmse(p, y, w) * scale,
@@ -330,17 +347,8 @@ def _score_regression(p: Floats, y: Floats, w: Floats, scale: float) -> dict[str
         "crps": crps(p, y, w) * scale,
         "ece": calibration,
         "ece_equal_mass": calibration,
-        **_selective_scores(sure * scale, loss * scale**2, w),
-    }
-
-
-def _selective_scores(sure: Floats, loss: Floats, w: Floats) -> dict[str, float]:
-    return {
-        "confidence": _mean(sure, w),
-        "aurc": selective.area_under_risk_coverage(sure, loss, w),
-        "eaurc": selective.excess_area(sure, loss, w),
-        "augrc": selective.area_under_generalized_risk(sure, loss, w),
-        "risk_at_coverage_80": selective.risk_at_coverage(sure, loss, 0.8, w),
+        "confidence": _mean(sure, w) * scale,
+        **selected,
     }
 
 
@@ -405,6 +413,7 @@ __all__ = [
     "mae",
     "nll",
     "normal_cdf",
+    "primary",
     "probabilities",
     "quantile_calibration_error",
     "r2",

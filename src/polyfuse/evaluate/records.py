@@ -16,7 +16,7 @@ from polyfuse.evaluate.metrics import confidence_and_loss, normal_cdf, probabili
 from polyfuse.evaluate.reliability import BINS, reliability_bins
 from polyfuse.evaluate.subsets import Masks, subset_name
 from polyfuse.evaluate.sweep import Sweep, sweep
-from polyfuse.evaluate.table import Calibrator, predictions
+from polyfuse.evaluate.table import Calibrator, all_predictions
 
 Record = dict[str, Any]
 
@@ -121,20 +121,26 @@ def scores(
 
 
 def reliability_records(
-    swept: Sweep, task: str, calibration: Calibrator | None = None, *, bins: int = BINS
+    swept: Sweep,
+    task: str,
+    calibration: Calibrator | None = None,
+    *,
+    bins: int = BINS,
+    predicted: NDArray[np.float64] | None = None,
 ) -> list[Record]:
     """Reliability diagrams per subset: ``{"subset", "modalities", "stage": "raw" | "calibrated", "bins"}``.
 
     Multilabel pools P(positive) over labels; regression has one bin per nominal level of a central interval, with
-    the share of rows inside it.
+    the share of rows inside it. ``predicted`` are ``all_predictions`` of the calibration, if there are any already.
     """
+    stages = {"raw": all_predictions(swept, task)}
+    if calibration is not None:
+        stages["calibrated"] = all_predictions(swept, task, calibration) if predicted is None else predicted
     out = []
     for s, mask in enumerate(swept.subsets):
         valid = swept.valid[s]
-        for stage, how in (("raw", None), ("calibrated", calibration)):
-            if stage == "calibrated" and how is None:
-                continue
-            p, y = predictions(swept, task, s, how)[valid], swept.target[valid]
+        for stage, probs in stages.items():
+            p, y = probs[s, valid], swept.target[valid]
             out.append(
                 {
                     "subset": subset_name(mask, swept.modalities),

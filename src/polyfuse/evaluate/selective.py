@@ -69,8 +69,7 @@ def area_under_risk_coverage(confidence: ArrayLike, loss: ArrayLike, weight: Arr
         >>> round(area_under_risk_coverage([0.9, 0.8, 0.7], [0, 1, 0]), 4)  # (0 + 1/2 + 1/3) / 3
         0.2778
     """
-    a = accept(confidence, loss, weight)
-    return float((a.weight * a.accepted_loss / a.coverage).sum()) if len(a.weight) else float("nan")
+    return _area(accept(confidence, loss, weight))
 
 
 def excess_area(confidence: ArrayLike, loss: ArrayLike, weight: ArrayLike | None = None) -> float:
@@ -81,13 +80,7 @@ def excess_area(confidence: ArrayLike, loss: ArrayLike, weight: ArrayLike | None
     other losses the exact area of the rows in rising order of loss is subtracted.
     """
     _, x, w = _checked(confidence, loss, weight)
-    area = area_under_risk_coverage(confidence, loss, weight)
-    if not len(x):
-        return area
-    if np.isin(x, (0.0, 1.0)).all():
-        risk = float((w * x).sum())
-        return area - (risk + (1 - risk) * float(np.log1p(-risk)) if risk < 1 else 1.0)
-    return area - area_under_risk_coverage(-x, x, w)
+    return area_under_risk_coverage(confidence, loss, weight) - _least_area(x, w)
 
 
 def area_under_generalized_risk(confidence: ArrayLike, loss: ArrayLike, weight: ArrayLike | None = None) -> float:
@@ -100,11 +93,7 @@ def area_under_generalized_risk(confidence: ArrayLike, loss: ArrayLike, weight: 
         >>> area_under_generalized_risk([0.9, 0.1], [0, 1])  # 0, 0, 1/2 at coverage 0, 1/2, 1
         0.125
     """
-    a = accept(confidence, loss, weight)
-    if not len(a.weight):
-        return float("nan")
-    before = np.r_[0.0, a.accepted_loss[:-1]]
-    return float((a.weight * (a.accepted_loss + before) / 2).sum())
+    return _generalized_area(accept(confidence, loss, weight))
 
 
 def risk_at_coverage(confidence: ArrayLike, loss: ArrayLike, coverage: float, weight: ArrayLike | None = None) -> float:
@@ -115,20 +104,26 @@ def risk_at_coverage(confidence: ArrayLike, loss: ArrayLike, coverage: float, we
     """
     if not 0 < coverage <= 1:
         raise ValueError(f"coverage must be in (0, 1], got {coverage}")
-    a = accept(confidence, loss, weight)
-    if not len(a.weight):
-        return float("nan")
-    at = min(int(np.searchsorted(a.coverage, coverage - 1e-9)), len(a.weight) - 1)
-    return float(a.accepted_loss[at] / a.coverage[at])
+    return _risk_at(accept(confidence, loss, weight), coverage)
 
 
 def coverage_at_risk(confidence: ArrayLike, loss: ArrayLike, risk: float, weight: ArrayLike | None = None) -> float:
     """Largest share of rows that a confidence threshold accepts at a mean loss of at most ``risk``; 0 if none does."""
-    a = accept(confidence, loss, weight)
-    if not len(a.weight):
-        return float("nan")
-    good = a.last & (a.accepted_loss <= risk * a.coverage + 1e-12)
-    return float(a.coverage[good].max(initial=0.0))
+    return _coverage_at(accept(confidence, loss, weight), risk)
+
+
+def selective_scores(confidence: ArrayLike, loss: ArrayLike, weight: ArrayLike | None = None) -> dict[str, float]:
+    """``aurc, eaurc, augrc, risk_at_coverage_80, coverage_at_risk_5``: the functions above, from one sort."""
+    c, x, w = _checked(confidence, loss, weight)
+    a = accept(c, x, w)
+    area = _area(a)
+    return {
+        "aurc": area,
+        "eaurc": area - _least_area(x, w),
+        "augrc": _generalized_area(a),
+        "risk_at_coverage_80": _risk_at(a, 0.8),
+        "coverage_at_risk_5": _coverage_at(a, 0.05),
+    }
 
 
 def risk_coverage_curve(confidence: ArrayLike, loss: ArrayLike) -> list[dict[str, float]]:
@@ -163,3 +158,38 @@ def _checked(confidence: ArrayLike, loss: ArrayLike, weight: ArrayLike | None) -
     keep = w > 0
     c, x, w = c[keep], x[keep], w[keep]
     return c, x, w / w.sum() if len(w) else w
+
+
+def _area(a: Accepted) -> float:
+    return float((a.weight * a.accepted_loss / a.coverage).sum()) if len(a.weight) else float("nan")
+
+
+def _least_area(loss: Floats, weight: Floats) -> float:
+    """AURC of the best order; 0 of no rows, whose area is NaN."""
+    if not len(loss):
+        return 0.0
+    if ((loss == 0.0) | (loss == 1.0)).all():
+        risk = float((weight * loss).sum())
+        return risk + (1 - risk) * float(np.log1p(-risk)) if risk < 1 else 1.0
+    return _area(accept(-loss, loss, weight))
+
+
+def _generalized_area(a: Accepted) -> float:
+    if not len(a.weight):
+        return float("nan")
+    before = np.r_[0.0, a.accepted_loss[:-1]]
+    return float((a.weight * (a.accepted_loss + before) / 2).sum())
+
+
+def _risk_at(a: Accepted, coverage: float) -> float:
+    if not len(a.weight):
+        return float("nan")
+    at = min(int(np.searchsorted(a.coverage, coverage - 1e-9)), len(a.weight) - 1)
+    return float(a.accepted_loss[at] / a.coverage[at])
+
+
+def _coverage_at(a: Accepted, risk: float) -> float:
+    if not len(a.weight):
+        return float("nan")
+    good = a.last & (a.accepted_loss <= risk * a.coverage + 1e-12)
+    return float(a.coverage[good].max(initial=0.0))

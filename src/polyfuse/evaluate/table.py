@@ -5,13 +5,13 @@ Shapes: S subsets, N rows, M modalities, C outputs.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from polyfuse.evaluate.metrics import HIGHER_IS_BETTER, confidence, confidence_and_loss, row_nll, score
+from polyfuse.evaluate.metrics import HIGHER_IS_BETTER, confidence, confidence_and_loss, primary, row_nll, score
 from polyfuse.evaluate.metrics import probabilities as plain_probabilities
 from polyfuse.evaluate.reliability import BINS
 from polyfuse.evaluate.selective import Floats
@@ -41,6 +41,19 @@ def predictions(sweep: Sweep, task: str, s: int, calibration: Calibrator | None 
     return out
 
 
+def all_predictions(sweep: Sweep, task: str, calibration: Calibrator | None = None) -> Floats:
+    """``(S + 1, N, C)``: ``predictions`` of every subset in one go, the rows as they are last."""
+    logits = np.concatenate([sweep.logits, sweep.own[None]])
+    if calibration is None:
+        return plain_probabilities(task, logits)
+    subsets = np.broadcast_to(sweep.subsets[:, None], (*sweep.logits.shape[:2], sweep.subsets.shape[1]))
+    present = np.concatenate([subsets, sweep.present[None]])
+    out = np.full(logits.shape, np.nan)
+    known = ~np.isnan(logits).any(axis=2)
+    out[known] = calibration.apply(logits[known], present[known]).probs
+    return out
+
+
 def drop_curve(
     sweep: Sweep,
     task: str,
@@ -60,19 +73,43 @@ def drop_curve(
         One ``{"rate", "n" (rows), and every name of "score"}`` per rate.
     """
     rows = sweep.valid.any(axis=0)
-    listed = np.isin(mask_codes(sweep.present), mask_codes(sweep.subsets))
-    pools = [predictions(sweep, task, s, calibration)[rows] for s in (*range(len(sweep.subsets)), -1)]
-    target = np.concatenate([sweep.target[rows]] * len(pools))
     curve = []
+    pools = _pools(sweep, rates, all_predictions(sweep, task, calibration))
+    for rate, (probs, target, weight) in zip(rates, pools, strict=True):
+        scores = score(task, probs, target, weight=weight, scale=scale, bins=bins)
+        curve.append({"rate": float(rate), "n": float(rows.sum()), **scores})
+    return curve
+
+
+def primary_curve(
+    sweep: Sweep, task: str, rates: Sequence[float] = RATES, *, predicted: Floats | None = None
+) -> list[tuple[float, float]]:
+    """``(rate, primary metric)`` of ``drop_curve``, which is most of what is asked for and little of the work.
+
+    Args:
+        sweep: Of a model.
+        task: classification, multilabel or regression.
+        rates: Of the drops.
+        predicted: ``all_predictions``; None = uncalibrated ones.
+    """
+    pools = _pools(sweep, rates, all_predictions(sweep, task) if predicted is None else predicted)
+    return [(float(rate), primary(task, *pool)) for rate, pool in zip(rates, pools, strict=True)]
+
+
+def _pools(sweep: Sweep, rates: Sequence[float], predicted: Floats) -> Iterator[tuple[Floats, Any, Floats]]:
+    """Predictions, targets and weights of all pairs that can occur, per rate."""
+    rows = sweep.valid.any(axis=0)
+    listed = np.isin(mask_codes(sweep.present), mask_codes(sweep.subsets))
+    probs = predicted[:, rows].reshape(-1, predicted.shape[2])
+    target = np.concatenate([sweep.target[rows]] * len(predicted))
     for rate in rates:
         weights = row_drop_weights(sweep.subsets, sweep.present[rows], rate)
         # A pattern that is not in the list (above six modalities) survives whole with this probability.
         held = sweep.present[rows].sum(axis=1)
         whole = np.where(listed[rows], 0.0, (1 - rate) ** held / np.maximum(1 - rate**held, 1e-300))
         weight = np.concatenate([weights * (1 - whole), whole[None]]).ravel()
-        scores = score(task, np.concatenate(pools), target, weight=weight, scale=scale, bins=bins)
-        curve.append({"rate": float(rate), "n": float(rows.sum()), **scores})
-    return curve
+        keep = weight > 0
+        yield probs[keep], target[keep], weight[keep]
 
 
 def curve_of_table(values: ArrayLike, subsets: ArrayLike, rates: Sequence[float] = RATES) -> list[dict[str, float]]:
@@ -81,14 +118,25 @@ def curve_of_table(values: ArrayLike, subsets: ArrayLike, rates: Sequence[float]
     return [{"rate": float(rate), "value": float(drop_weights(subsets, rate) @ table)} for rate in rates]
 
 
-def row_losses(sweep: Sweep, task: str, kind: str = "loss", calibration: Calibrator | None = None) -> Floats:
-    """``(S, N)`` loss of every pair, NaN where not valid: "loss" (error, Hamming, squared error) or "nll"."""
+def row_losses(
+    sweep: Sweep,
+    task: str,
+    kind: str = "loss",
+    calibration: Calibrator | None = None,
+    *,
+    predicted: Floats | None = None,
+) -> Floats:
+    """``(S, N)`` loss of every pair, NaN where not valid: "loss" (error, Hamming, squared error) or "nll".
+
+    ``predicted`` are ``all_predictions``, if there are any already.
+    """
     if kind not in ("loss", "nll"):
         raise ValueError(f"kind must be 'loss' or 'nll', got {kind!r}")
+    probs = all_predictions(sweep, task, calibration) if predicted is None else predicted
     out = np.full(sweep.valid.shape, np.nan)
-    for s, valid in enumerate(sweep.valid):
-        p, y = predictions(sweep, task, s, calibration)[valid], sweep.target[valid]
-        out[s, valid] = row_nll(task, p, y) if kind == "nll" else confidence_and_loss(task, p, y)[1]
+    valid = sweep.valid
+    p, y = probs[:-1][valid], sweep.target[np.nonzero(valid)[1]]
+    out[valid] = row_nll(task, p, y) if kind == "nll" else confidence_and_loss(task, p, y)[1]
     return out
 
 
@@ -99,12 +147,14 @@ def row_means(sweep: Sweep, task: str, kind: str = "loss", calibration: Calibrat
     return np.where(count > 0, np.nansum(losses, axis=0) / np.maximum(count, 1), np.nan)
 
 
-def violation_rate(sweep: Sweep, task: str, calibration: Calibrator | None = None) -> dict[str, float]:
+def violation_rate(
+    sweep: Sweep, task: str, calibration: Calibrator | None = None, *, predicted: Floats | None = None
+) -> dict[str, float]:
     """How often confidence grows when an input is taken away: pairs S = T + one modality, over rows that have S.
 
     Not a defect to be driven to zero: an exact Bayes predictor violates it on 16 to 27 % of pairs, because a
     conflicting second input should lower confidence. Only the means must be monotone: E[max p_S] >= E[max p_T], and
-    NLL too.
+    NLL too. ``predicted`` are ``all_predictions``, if there are any already.
 
     Returns:
         ``violation_rate`` mean [c_T > c_S], ``violation_mean`` mean max(0, c_T - c_S), ``confidence_gain`` mean
@@ -113,10 +163,10 @@ def violation_rate(sweep: Sweep, task: str, calibration: Calibrator | None = Non
     """
     codes = mask_codes(sweep.subsets)
     place = {int(code): s for s, code in enumerate(codes)}
-    probs = [predictions(sweep, task, s, calibration) for s in range(len(codes))]
-    sure = [confidence(task, p) for p in probs]
+    probs = all_predictions(sweep, task, calibration) if predicted is None else predicted
+    sure = confidence(task, probs)
     sums, pairs = np.zeros(4), 0
-    losses = row_losses(sweep, task, "nll", calibration)
+    losses = row_losses(sweep, task, "nll", predicted=probs)
     for s, mask in enumerate(sweep.subsets):
         for m in np.flatnonzero(mask):
             t = place.get(int(codes[s]) & ~(1 << int(m)))

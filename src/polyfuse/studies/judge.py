@@ -4,7 +4,7 @@ Used by a plain training run (one arm, one seed) and by every comparison (many),
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,15 +15,17 @@ from polyfuse.data.batch import Batch
 from polyfuse.data.corrupt import InputScale
 from polyfuse.data.keyed import key_of
 from polyfuse.evaluate.corruptions import corruption_records
+from polyfuse.evaluate.metrics import probabilities
 from polyfuse.evaluate.records import Record, own_record, records, reliability_records
 from polyfuse.evaluate.subsets import subsets_of
 from polyfuse.evaluate.sweep import sweep
-from polyfuse.evaluate.table import Calibrator, drop_curve, row_losses, violation_rate
+from polyfuse.evaluate.table import Calibrator, all_predictions, primary_curve, row_losses, violation_rate
+from polyfuse.evaluate.unplug import unplug
 from polyfuse.report.records import (
     Bin,
     CorruptionRecord,
     CurvePoint,
-    Metric,
+    InputRecord,
     Reliability,
     ReportData,
     SeedRecord,
@@ -50,6 +52,7 @@ class Judgement:
         subsets: ``(S, M)`` bool, the order of ``losses``.
         losses: ``(S, N)`` loss of every row on every subset (error, Hamming or squared error); NaN where it lacks one.
         nll: ``(S, N)`` the same of the negative log-likelihood, after calibration where there is one.
+        inputs: Whether it uses each input, and what adding it is worth (``evaluate/unplug.py``).
     """
 
     records: list[Record]
@@ -61,6 +64,7 @@ class Judgement:
     subsets: NDArray[np.bool_]
     losses: NDArray[np.float32]
     nll: NDArray[np.float32]
+    inputs: list[Record] = field(default_factory=list)
 
     def add_to(self, report: ReportData, arm: str, seed: int, *, reliability: bool = True) -> None:
         """Append everything to a report under ``arm`` and ``seed``."""
@@ -72,6 +76,8 @@ class Judgement:
         report.seed_records.append(SeedRecord(arm, seed, self.seed_metrics))
         report.curves += [CurvePoint(arm, seed, rate, value) for rate, value in self.curve]
         report.corruption += [CorruptionRecord.from_metrics(arm, seed, r) for r in self.corruption]
+        if not any(r.arm == arm for r in report.inputs):  # of the first seed
+            report.inputs += [InputRecord.from_metrics(arm, seed, r) for r in self.inputs]
         report.weights += [
             Weights(arm, ordered_subset(r["modalities"], names), r["weights"], seed)
             for r in self.records
@@ -101,6 +107,8 @@ def judge(
     scales: Mapping[str, InputScale] | None = None,
     subsets: NDArray[np.bool_] | None = None,
     corruptions: bool | None = None,
+    groups: Sequence[str] | None = None,
+    permutations: int = 1,
 ) -> Judgement:
     """Sweep a model over every combination of inputs and score it.
 
@@ -114,26 +122,66 @@ def judge(
         scales: ``fit_scales`` of the training inputs, the unit of test noise.
         subsets: ``(S, M)`` to ask about; None = all up to ``evaluate.all_subsets_up_to`` modalities.
         corruptions: Overrides ``evaluate.corruptions``.
+        groups: What each test row belongs to, for the intervals of ``inputs``.
+        permutations: Shuffles of each input that are averaged there.
     """
     masks = asked_subsets(test, evaluate) if subsets is None else subsets
     swept = sweep(model, test, subsets=masks, task=task, batch_size=evaluate.batch_size)
-    primary = Metric.of_task(task).name
-    curve = drop_curve(swept, task, evaluate.drop_rates, calibration=calibration, scale=scale, bins=evaluate.bins)
+    predicted = all_predictions(swept, task, calibration)
     broken: list[Record] = []
     if evaluate.corruptions if corruptions is None else corruptions:
         broken = corruption_records(
             model, test, task, calibration, scales=scales, scale=scale, batch_size=evaluate.batch_size
         )
+    losses = row_losses(swept, task).astype(np.float32)
+    nll = row_losses(swept, task, "nll", predicted=predicted).astype(np.float32)
     return Judgement(
         records=records(swept, task, calibration, scale=scale, bins=evaluate.bins),
         own=own_record(swept, task, calibration, scale=scale, bins=evaluate.bins),
-        seed_metrics=_finite(violation_rate(swept, task, calibration)),
-        curve=[(point["rate"], point[primary]) for point in curve],
+        seed_metrics=_finite(violation_rate(swept, task, predicted=predicted)),
+        curve=primary_curve(swept, task, evaluate.drop_rates, predicted=predicted),
         corruption=broken,
-        reliability=reliability_records(swept, task, calibration, bins=evaluate.bins),
+        reliability=reliability_records(swept, task, calibration, bins=evaluate.bins, predicted=predicted),
         subsets=masks,
-        losses=row_losses(swept, task).astype(np.float32),
-        nll=row_losses(swept, task, "nll", calibration).astype(np.float32),
+        losses=losses,
+        nll=nll,
+        inputs=_inputs(model, test, task, masks, losses, nll, calibration, evaluate, groups, permutations),
+    )
+
+
+def _inputs(
+    model: Any,
+    test: Batch,
+    task: str,
+    subsets: NDArray[np.bool_],
+    losses: NDArray[np.float32],
+    nll: NDArray[np.float32],
+    calibration: Calibrator | None,
+    evaluate: "EvaluateConfig",
+    groups: Sequence[str] | None,
+    permutations: int,
+) -> list[Record]:
+    """``unplug``; without any input the answer is the prior of the training rows, or without calibration these rows'."""
+    if len(test.modalities) < 2 or not len(test) or test.target is None:
+        return []
+    outputs = 2 if task == "regression" else test.target.shape[1] if task == "multilabel" else 0
+    constant = getattr(calibration, "prior", None)
+    if constant is None:
+        classes = max(outputs, int(test.target.max()) + 1 if task == "classification" else 0)
+        constant = prior_logits(task, test.target.numpy(), classes)
+    return unplug(
+        model,
+        test,
+        task,
+        subsets,
+        losses,
+        nll,
+        probabilities(task, constant),
+        calibration,
+        groups=None if groups is None else list(groups),
+        permutations=permutations,
+        draws=min(evaluate.bootstrap, 1000),
+        batch_size=evaluate.batch_size,
     )
 
 

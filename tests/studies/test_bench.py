@@ -117,6 +117,17 @@ def test_what_was_broken_before_encoding_is_judged_and_absent_content_never_leak
     assert [r["value"] for r in found if r["kind"] == "flagged"] == [0.0, 0.0]
 
 
+def test_a_known_posterior_is_judged_and_every_arm_is_held_against_it(made: tuple[Path, StudyResult]) -> None:
+    found = [r for r in rows(made[0]) if r["seed"] == 0]
+    exact = {r["subset"]: r["value"] for r in found if (r["arm"], r["kind"], r["metric"]) == ("bayes", "subset", "nll")}
+    assert set(exact) == {"a", "b", "a+b"}
+    assert exact["a+b"] < min(exact["a"], exact["b"])
+    apart = {r["subset"]: r["value"] for r in found if (r["arm"], r["metric"]) == ("late", "bayes_kl")}
+    assert set(apart) == set(exact)
+    assert min(apart.values()) > 0.0
+    assert not [r for r in found if r["dataset"] == "two" and (r["arm"] == "bayes" or "bayes" in r["metric"])]
+
+
 def test_settings_are_chosen_on_validation_and_run_with_every_seed(made: tuple[Path, StudyResult]) -> None:
     late = [r for r in rows(made[0]) if r["arm"] == "late" and r["dataset"] == "one"]
     tried = {r["stage"]: r["value"] for r in late if r["kind"] == "try"}

@@ -23,6 +23,8 @@ from polyfuse.data.batch import Batch
 from polyfuse.data.corrupt import fit_scales
 from polyfuse.data.keyed import key_of
 from polyfuse.datasets import DataSet
+from polyfuse.evaluate.baselines import presence_only
+from polyfuse.evaluate.bayes import bayes_records, posterior_sweep
 from polyfuse.evaluate.corruptions import corruption_records, flagged_difference
 from polyfuse.evaluate.metrics import PRIMARY, probabilities, score
 from polyfuse.evaluate.subsets import mask_codes, subset_name
@@ -56,6 +58,7 @@ class Loaded:
 
     def __init__(self, data: DataSet, evaluate: EvaluateConfig, calibrate: CalibrateConfig, encode: bool) -> None:
         self.data = data
+        self._answers: dict[bytes, Tensor] = {}
         self.task = Task(
             data.train, data.validation, data.test, data.specs, data.target, data.groups, evaluate, calibrate, encode
         )
@@ -69,6 +72,14 @@ class Loaded:
     def subsets(self) -> NDArray[np.bool_]:
         """``(S, M)`` what is asked of the test rows."""
         return asked_subsets(self.data.test, self.task.evaluate)
+
+    def posterior(self, batch: Batch, present: Tensor) -> Tensor:
+        """The exact posterior of the test rows; every pattern is asked for once."""
+        assert self.data.posterior is not None  # noqa: S101 - asked by the caller
+        key = present.contiguous().numpy().tobytes()
+        if key not in self._answers:
+            self._answers[key] = self.data.posterior(batch, present)
+        return self._answers[key]
 
     @cached_property
     def nothing(self) -> float:
@@ -85,25 +96,13 @@ class Loaded:
 def bayes_scores(loaded: Loaded, out: Records) -> None:
     """The reference no model can beat in the mean: the exact posterior, judged like an arm."""
     data, kind = loaded.data, loaded.data.target.task
-    assert data.posterior is not None  # noqa: S101 - asked by the caller
     out.head["arm"] = "bayes"
-    swept = sweep(_Posterior(data), data.test, subsets=loaded.subsets, task=kind)
-    _subset_scores(swept, loaded, out)
-    _seed_scores(swept, loaded, out)
-    _row_scores(swept, loaded, out)
-
-
-class _Posterior:
-    """Exact class probabilities as logits."""
-
-    def __init__(self, data: DataSet) -> None:
-        self.data = data
-
-    def predict_logits(self, batch: Batch) -> NDArray[np.float32]:
-        assert self.data.posterior is not None  # noqa: S101
-        p = self.data.posterior(batch, batch.present).double().clamp(1e-12, 1 - 1e-12)
-        logits = p.log() if self.data.target.task == "classification" else torch.logit(p)
-        return logits.float().numpy()
+    nobody = presence_only(data.train, kind, outputs=data.target.outputs)
+    asked = sweep(nobody, data.test, subsets=loaded.subsets, task=kind)
+    exact = posterior_sweep(asked, loaded.posterior, data.test)
+    _subset_scores(exact, loaded, out)
+    _seed_scores(exact, loaded, out)
+    _row_scores(exact, loaded, out)
 
 
 # ---- judging -----------------------------------------------------------------------------------------------------
@@ -125,6 +124,10 @@ def judge_model(model: Any, task: Task, plan: Plan, loaded: Loaded, out: Records
     out.add("job", "ms_per_row", swept.ms_per_row)
     _subset_scores(swept, loaded, out)
     _seed_scores(swept, loaded, out)
+    if loaded.data.posterior is not None and not plan.uses:
+        for r in bayes_records(swept, loaded.posterior, test):
+            if r["subset"]:  # the rest is in the records of the posterior itself
+                out.add("subset", r["metric"], r["value"], r["n"], subset=r["subset"], stage="raw")
     for point in drop_curve(swept, kind, task.evaluate.drop_rates, scale=task.target.std, bins=task.evaluate.bins):
         out.scores("curve", _kept(point), int(point["n"]), corruption=f"{point['rate']:g}", stage="raw")
     _row_scores(swept, loaded, out, plan.uses, _calibrated_scores(model, swept, task, plan, out))

@@ -166,6 +166,12 @@ class RecipeConfig(_Frozen):
         description="loss that a model of its own reaches per combination, such as {audio+image: 0.4}; the regret is "
         "measured from it; default 0",
     )
+    proxy: Float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the distance of proxy tokens from the inputs they stand for, for fusion proxy (adds the "
+        "full pass)",
+    )
     unimodal: Float = Field(
         default=0.0, ge=0, description="weight of the loss of every input alone, a linear head on its encoder"
     )

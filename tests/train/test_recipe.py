@@ -113,6 +113,28 @@ def test_entropy_bonus_rewards_even_weights_and_fades() -> None:
         slots(slots.network, batch, batch.present, 0, 0.0)
 
 
+def test_proxies_learn_what_they_stand_for() -> None:
+    model, batch = make_model(fusion="proxy"), make_table(200)
+    recipe = make_recipe(model, proxy=1.0)
+    assert recipe.passes == 2
+    distances = []
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in range(40):
+        torch.manual_seed(0)
+        total, _, _ = recipe(recipe.network, dropped(batch), batch.present, step, 0.0)
+        plain = make_recipe(model, passes="full")
+        torch.manual_seed(0)
+        same = plain(plain.network, dropped(batch), batch.present, step, 0.0)[0]
+        distances.append((total - same).item())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    assert 0 < distances[-1] < 0.8 * distances[0]
+    other = make_recipe(proxy=1.0)
+    with pytest.raises(UserError, match=r"needs model\.fusion=proxy"):
+        other(other.network, batch, batch.present, 0, 0.0)
+
+
 def test_dro_favours_the_combination_above_its_floor() -> None:
     mask = torch.tensor([[True, False], [True, False], [False, True]])
     loss = torch.tensor([1.0, 1.0, 1.0])

@@ -8,6 +8,7 @@ from polyfuse.losses.consistency import (
     instance_coefficient,
     martingale_consistency,
     mean_monotone,
+    proxy_loss,
 )
 from polyfuse.losses.entropy import EntropyRegularizer, entropy_bonus, unimodal_disagreement
 from polyfuse.losses.task import TASKS, TaskLoss, task_loss
@@ -24,6 +25,7 @@ __all__ = [
     "instance_coefficient",
     "martingale_consistency",
     "mean_monotone",
+    "proxy_loss",
     "task_loss",
     "unimodal_disagreement",
 ]

@@ -126,6 +126,20 @@ def mean_monotone(richer_loss: Tensor, poorer_loss: Tensor) -> Tensor:
     return (richer_loss.mean() - poorer_loss.detach().mean()).relu()
 
 
+def proxy_loss(proxies: Tensor, slots: Tensor, hidden: Tensor) -> Tensor:
+    """How far proxies are from what they stand for: 1 - cosine, averaged over a row's hidden modalities.
+
+    Source: cross-modal proxy tokens, https://arxiv.org/abs/2501.17823 (a cosine to the true token). No gradient
+    reaches ``slots``.
+
+    Shape:
+        proxies, slots: ``(B, M, H)``; hidden ``(B, M)`` bool, True where a known input was hidden; returns ``(B,)``, 0
+        in rows where none was.
+    """
+    distance = 1.0 - F.cosine_similarity(_at_least_fp32(proxies), _at_least_fp32(slots.detach()), dim=-1)
+    return distance.masked_fill(~hidden, 0.0).sum(dim=1) / hidden.sum(dim=1).clamp(min=1)
+
+
 def instance_coefficient(
     task: str, logits: Tensor, *, least: float = 0.1, scale: float = 1.0, most: float = 1.0
 ) -> Tensor:

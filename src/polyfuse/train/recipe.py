@@ -25,6 +25,7 @@ from polyfuse.losses.consistency import (
     instance_coefficient,
     martingale_consistency,
     mean_monotone,
+    proxy_loss,
 )
 from polyfuse.losses.task import task_loss
 from polyfuse.models.fusion_model import ModelOutput
@@ -130,8 +131,7 @@ class Recipe:
         self._blend = dict(blend or {})
         self._alone: dict[str, Tensor] = {}
         self._right: dict[str, float] = {}
-        compares = config.distill or config.consistency or config.hinge or config.monotone
-        self.full = config.passes != "one" or compares > 0
+        self.full = config.passes != "one" or _compares(config)
         self.single = config.passes == "sandwich"
         self.trained = 1 + self.full + self.single
         self.dro = SubsetDRO(self.modalities, config.subset_dro, config.subset_floor) if config.subset_dro else None
@@ -171,6 +171,7 @@ class Recipe:
         coefficient = self._coefficient(answers)
         total = total + self._between_passes(answers, losses, target, coefficient)
         total = total + self._entropy(answers, masks, coefficient, progress)
+        total = total + self._proxy(answers, masks)
         return total, first.detach().sum(), answers.output
 
     def backward(self, device: Device, total: Tensor, factor: float) -> None:
@@ -247,6 +248,18 @@ class Recipe:
                 total = total + config.monotone * len(target) * mean_monotone(losses[1], losses[k])
         return total / max(len(poorer), 1)
 
+    def _proxy(self, answers: Answers, masks: Tensor) -> Tensor:
+        """Distance of the proxies of hidden inputs from the slots of the full pass."""
+        if not self.config.proxy:
+            return masks.new_zeros((), dtype=torch.float32)
+        info, (count, rows) = answers.output.info, masks.shape[:2]
+        if "proxies" not in info:
+            raise UserError("train.recipe.proxy needs model.fusion=proxy; set it to 0")
+        slots, proxies = (info[key].unflatten(0, (count, rows)) for key in ("slots", "proxies"))
+        poorer = [k for k in range(self.trained) if k != 1]
+        losses = [proxy_loss(proxies[k], slots[1], masks[1] & ~masks[k]).sum() for k in poorer]
+        return self.config.proxy * torch.stack(losses).mean()
+
     def _entropy(self, answers: Answers, masks: Tensor, coefficient: Tensor | None, progress: float) -> Tensor:
         """The fusion's own entropy loss, and the bonus for spread-out weights, over all passes."""
         rows, total = masks.shape[1], answers.logits.new_zeros(())
@@ -304,9 +317,13 @@ def active(config: "RecipeConfig") -> bool:
 
 def passes_per_step(config: "RecipeConfig") -> int:
     """Fusion passes of one training step, the cost that comparisons print beside an arm."""
-    compares = config.distill or config.consistency or config.hinge or config.monotone
-    trained = {"one": 1 + (compares > 0), "full": 2, "sandwich": 3}[config.passes]
+    trained = {"one": 1 + _compares(config), "full": 2, "sandwich": 3}[config.passes]
     return trained + config.instance_passes
+
+
+def _compares(config: "RecipeConfig") -> bool:
+    """Whether a term needs the full pass to compare with."""
+    return any((config.distill, config.consistency, config.hinge, config.monotone, config.proxy))
 
 
 @torch.no_grad()

@@ -139,9 +139,10 @@ def _download(name: str, package: Package, downloads: Path) -> Path:
     if done.returncode == 0 and not archive.is_file():
         archive = _renamed(downloads) or archive
     if done.returncode != 0 or not archive.is_file():
+        lists = "run `apt-get update` once (as root), " if package.client == "apt" else ""
         raise UserError(
             f"{name}: {package.client} could not fetch '{package.spec}' ({_reason(done.stderr)}); "
-            f"check the network, or the registry that {package.client} is configured for, and try again"
+            f"{lists}check the network, or the registry that {package.client} is configured for, and try again"
         )
     return archive
 

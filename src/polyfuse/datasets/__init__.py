@@ -1,18 +1,36 @@
 """Data sets of the bench, each in a file of its own: ``load_dataset("mfeat")`` fetches, checks, splits and encodes."""
 
-from polyfuse.datasets import av_digits, breast_cancer, generators, htad, mfeat, miniacc, watch
+from polyfuse.datasets import (
+    av_digits,
+    av_mnist,
+    breast_cancer,
+    coco_clip,
+    emoji,
+    generators,
+    htad,
+    mfeat,
+    miniacc,
+    tabler,
+    tuxpaint,
+    watch,
+)
 from polyfuse.datasets.base import DataSet, DataSetSource
 from polyfuse.registry import Registry
 
 DATASETS = Registry(
     "data set",
     {
+        "emoji": emoji.SOURCE,
         **av_digits.SOURCES,
         "htad": htad.SOURCE,
         **mfeat.SOURCES,
         "watch": watch.SOURCE,
         **miniacc.SOURCES,
         "breast_cancer": breast_cancer.SOURCE,
+        "tuxpaint": tuxpaint.SOURCE,
+        "tabler": tabler.SOURCE,
+        "av_mnist": av_mnist.SOURCE,
+        "coco_clip": coco_clip.SOURCE,
         **generators.SOURCES,
     },
 )

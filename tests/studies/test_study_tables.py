@@ -92,6 +92,16 @@ def test_planted_differences_are_found_and_ties_stay_ties() -> None:
     assert broken.mean == pytest.approx(0.06, abs=0.003)
 
 
+@pytest.mark.parametrize(("subset", "gained"), [("motion", {"mean", "worst"}), ("audio+motion", {"mean", "complete"})])
+def test_a_gain_on_one_subset_is_a_gain_there_and_in_the_mean(subset: str, gained: set[str]) -> None:
+    found = report(study_records(gain_on=(subset,)))
+    for quantity, size in (("complete", 0.029), ("worst", 0.029), ("mean", 0.029 / 3)):
+        d = found.difference("default", quantity, "htad")
+        assert d is not None
+        assert d.mean == pytest.approx(size if quantity in gained else 0.0, abs=0.001)
+        assert d.verdict == ("better" if quantity in gained else "tied")
+
+
 def test_a_worse_arm_is_worse_and_may_claim_nothing() -> None:
     found = report(study_records())
     by = {(c.arm, c.quantity): c for c in found.claims}

@@ -138,12 +138,15 @@ def evaluate(
     oracles: Annotated[
         bool, typer.Option("--oracles", help="Train one model per combination of inputs, for the regret.")
     ] = False,
+    unplug: Annotated[
+        bool, typer.Option("--unplug", help="Does it use each input: remove it, shuffle it, take another row's.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score a run on every combination of inputs and refresh its report."""
     from polyfuse.run import evaluate_run
 
-    result = evaluate_run(run, table=table, oracles=oracles, say=say)
+    result = evaluate_run(run, table=table, oracles=oracles, unplug=unplug, say=say)
     emit(result.to_dict(), as_json, result.text)
 
 

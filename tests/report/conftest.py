@@ -14,6 +14,7 @@ from polyfuse.report.records import (
     CorruptionRecord,
     CurvePoint,
     DataSummary,
+    InputRecord,
     Metric,
     ModalitySummary,
     Oracle,
@@ -169,6 +170,8 @@ def _add_parts(data: ReportData, chosen: list[Any], subsets: list[Any], score: A
                     clean = score(ability, loss, names, 0.0)
                     scores = {metric.name: value, f"{metric.name}_intact": clean}
                     data.corruption.append(CorruptionRecord(name, seed, kind_of, m, scores))
+        gain = {"n": 97.0, "gain": 0.12, "gain_low": 0.1, "gain_high": 0.15, "nll": 0.3, "share": 0.4}
+        data.inputs += [InputRecord(name, 0, m, way, gain) for m in names for way in ("added", "other row")]
         for subset in [names, *subsets[: len(names)]]:
             data.reliability += _reliability(name, subset, over)
         if name in ("aecf", "attention_pool", "gated", "model", "concat"):

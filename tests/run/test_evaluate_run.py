@@ -92,3 +92,20 @@ def test_a_labelled_table_may_lack_inputs_but_not_all_and_not_the_target(run: Ru
         read_labelled(run.encoder, write("c.csv", "category,x", "symbols,1"))
     with pytest.raises(UserError, match=r"no row of 'd.csv' has a known target and an input: .*no usable input"):
         read_labelled(run.encoder, write("d.csv", "category,name", "symbols,"))
+
+
+def test_unplug_says_whether_each_input_is_used(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    plain = evaluate_run(folder)
+    assert plain.report.inputs  # every report has it
+    assert "Does it use each input" not in plain.text()
+    found = evaluate_run(folder, unplug=True)
+    text, records = found.text(), found.to_dict()["inputs"]
+    assert "Does it use each input?" in text
+    assert {r["modality"] for r in records} == set(found.report.modalities)
+    assert {r["way"] for r in records} == {"added", "removed", "permuted", "other row"}
+    removed = {r["modality"]: r["metrics"] for r in records if r["way"] == "removed"}
+    assert removed == {r.modality: r.metrics for r in plain.report.inputs if r.way == "removed"}  # nothing is drawn
+    assert all(m["gain_low"] <= m["gain"] <= m["gain_high"] for m in removed.values())
+    assert report_of(folder).inputs == found.report.inputs

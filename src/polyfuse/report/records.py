@@ -184,6 +184,33 @@ class CorruptionRecord:
 
 
 @dataclass(frozen=True)
+class InputRecord:
+    """What one input is to one arm, over the test rows that have it; positive = it helps.
+
+    Attributes:
+        arm: ``Arm.name``.
+        seed: Training seed.
+        modality: The input.
+        way: ``"added"`` (what it brings on average over what else a row has), ``"removed"``, ``"permuted"`` or
+            ``"other row"`` (replaced by that of a row with another label).
+        metrics: ``n``; ``gain`` in the primary metric (multilabel: share of right labels) and ``nll``, each with
+            ``_low``, ``_high`` (95 % interval over rows) and ``_p``; ``share``: gain over score minus that of the
+            constant answer.
+    """
+
+    arm: str
+    seed: int
+    modality: str
+    way: str
+    metrics: dict[str, float]
+
+    @classmethod
+    def from_metrics(cls, arm: str, seed: int, record: Mapping[str, Any]) -> "InputRecord":
+        """Make one from a flat record with ``modality`` and ``way``; every number becomes a metric."""
+        return cls(arm, seed, str(record["modality"]), str(record["way"]), _numbers(record, {"modality", "way"}))
+
+
+@dataclass(frozen=True)
 class Bin:
     """One bin of a reliability diagram.
 
@@ -359,6 +386,7 @@ class ReportData:
         seed_records: Numbers of a whole arm and seed.
         curves: Over drop rate.
         corruption: Broken, unflagged inputs.
+        inputs: Whether each arm uses each input, of its first seed.
         reliability: Before and after calibration.
         weights: Modality weights.
         oracles: Models trained per subset.
@@ -387,6 +415,7 @@ class ReportData:
     seed_records: list[SeedRecord] = field(default_factory=list)
     curves: list[CurvePoint] = field(default_factory=list)
     corruption: list[CorruptionRecord] = field(default_factory=list)
+    inputs: list[InputRecord] = field(default_factory=list)
     reliability: list[Reliability] = field(default_factory=list)
     weights: list[Weights] = field(default_factory=list)
     oracles: list[Oracle] = field(default_factory=list)
@@ -438,14 +467,14 @@ class ReportData:
             if arm.kind not in KINDS:
                 raise ValueError(f"kind of arm {arm.name!r} must be one of {', '.join(KINDS)}, got {arm.kind!r}")
         asked = {n for n in (self.reference, self.default, *self.watch) if n is not None}
-        for records in (self.subset_records, self.seed_records, self.curves, self.corruption):
+        for records in (self.subset_records, self.seed_records, self.curves, self.corruption, self.inputs):
             asked |= {r.arm for r in records}
         asked |= {r.arm for r in self.reliability} | {r.arm for r in self.weights}
         asked |= {r.arm for r in self.paired} | {r.reference for r in self.paired}
         if unknown := sorted(asked - set(names)):
             raise ValueError(f"records name unknown arms {', '.join(unknown)}; known: {', '.join(names)}")
         used = {m for r in self.subset_records for m in r.subset} | {r.modality for r in self.corruption}
-        used |= {m for r in self.oracles for m in r.subset}
+        used |= {m for r in self.oracles for m in r.subset} | {r.modality for r in self.inputs}
         if unknown := sorted(used - set(self.modalities)):
             raise ValueError(f"records name unknown modalities {', '.join(unknown)}; known: {self.modalities}")
         if any(not r.subset for r in self.subset_records):

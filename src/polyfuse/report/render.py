@@ -22,6 +22,7 @@ from polyfuse.report.figures import (
     weight_bars,
 )
 from polyfuse.report.format import format_value, number
+from polyfuse.report.inputs import NOTE, WAYS, arm_of, lines
 from polyfuse.report.records import ReportData
 from polyfuse.report.summary import ArmSummary, Spread, Summary, judged_rows, subset_label, summarise, table_of
 from polyfuse.report.svg import BLUE, VERMILLION, clean, css, drawing
@@ -118,6 +119,7 @@ def _view(s: Summary) -> dict[str, Any]:
         "notes": [*d.notes, *_standing_notes(s)],
         "arm_notes": [(a.title, a.note) for a in d.arms if a.note],
         "more": _more(s),
+        "inputs": _inputs(s),
         **_figures(s),
     }
     names = {
@@ -126,6 +128,7 @@ def _view(s: Summary) -> dict[str, Any]:
         "missing": "Missing inputs",
         "calibration": "Calibration",
         "broken": "Broken inputs",
+        "inputs": "Inputs used",
         "weights": "Weights",
         "headroom": "Headroom",
         "data": "Data",
@@ -137,6 +140,7 @@ def _view(s: Summary) -> dict[str, Any]:
         "missing": not (view["curve"] or view["forest"]),
         "calibration": not view["reliability"],
         "broken": not view["corruption"],
+        "inputs": not view["inputs"]["lines"],
         "weights": not view["weights"],
         "headroom": not (view["headroom"] or d.headroom),
     }
@@ -297,6 +301,18 @@ def _data(s: Summary) -> dict[str, Any]:
         "classes": [{"name": c, "rows": n, "share": n / top} for c, n in counts[:20]],
         "more_classes": max(len(counts) - 20, 0),
     }
+
+
+def _inputs(s: Summary) -> dict[str, Any]:
+    arm = arm_of(s)
+    whose = f" by {s.data.arm(arm).title}, first seed" if arm and len(s.ranked) > 1 else ""
+    deck = (
+        f"What each input is worth{whose}, on the test rows that have it: its average gain over what else a row has "
+        "(Shapley value), and what is lost when it is taken away, shuffled, or comes from a row with another label."
+    )
+    unit = "points" if s.data.primary.percent else s.data.primary.label
+    multilabel = " Of a multilabel task: the share of right labels." if s.data.task == "multilabel" else ""
+    return {"lines": lines(s), "ways": WAYS, "deck": deck, "unit": unit, "note": NOTE + multilabel}
 
 
 def _more(s: Summary) -> dict[str, Any]:

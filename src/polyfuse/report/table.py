@@ -17,6 +17,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from polyfuse.report.format import format_value, number
+from polyfuse.report.inputs import console_inputs
 from polyfuse.report.records import Metric, ReportData
 from polyfuse.report.summary import ArmSummary, Spread, Summary, judged_rows, subset_label, summarise
 from polyfuse.report.verdict import plain_words as plain_words  # the table and what it says belong together
@@ -125,13 +126,17 @@ def console_table(data: ReportData, width: int | None = None) -> Group:
     return Group(top, Text(), table, Padding(Text(_legend(s), style="dim"), (1, 0, 0, 0)))
 
 
-def console_text(report: ReportData, path: Path, width: int | None = None, more: Sequence[str] = ()) -> str:
-    """The table of arms, what it says in plain words, ``more`` sentences, and the report's path."""
+def console_text(
+    report: ReportData, path: Path, width: int | None = None, more: Sequence[str] = (), *, inputs: bool = False
+) -> str:
+    """The table of arms, what it says in plain words, ``more`` sentences, the table of inputs, the report's path."""
     stream = io.StringIO()
     console = Console(file=stream, width=width or Console().width, highlight=False, soft_wrap=False)
     console.print(console_table(report, console.width))
     for sentence in (*plain_words(report), *more):
         console.print(Text(f"• {sentence}"))
+    if inputs and report.inputs:
+        console.print(console_inputs(summarise(report)))
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     return "\n".join([*lines, "", f"report: {path}"])
 
@@ -189,8 +194,8 @@ def _legend(s: Summary) -> str:
 def csv_text(data: ReportData, summary: Summary | None = None) -> str:
     """Return every number as one long table: ``table, arm, kind, seed, subset, detail, metric, value, low, high``.
 
-    ``table`` says which: summary, subset, seed, curve, corruption, reliability, weights, oracle, paired. Text that a
-    spreadsheet would run as a formula starts with an apostrophe.
+    ``table`` says which: summary, subset, seed, curve, corruption, input, reliability, weights, oracle, paired. Text
+    that a spreadsheet would run as a formula starts with an apostrophe.
     """
     s = summary or summarise(data)
     out = io.StringIO()
@@ -227,6 +232,12 @@ def _long(s: Summary) -> Iterator[dict[str, Any]]:
     for c in data.corruption:
         base = {"table": "corruption", "arm": c.arm, "seed": c.seed, "detail": f"{c.corruption} of {c.modality}"}
         yield from ({**base, "metric": k, "value": v} for k, v in c.metrics.items())
+    for i in data.inputs:
+        base = {"table": "input", "arm": i.arm, "seed": i.seed, "detail": f"{i.modality}, {i.way}"}
+        yield {**base, "metric": "n", "value": i.metrics["n"]}
+        for key in ("gain", "nll", "share"):
+            low, high = (i.metrics.get(f"{key}_{end}", "") for end in ("low", "high"))
+            yield {**base, "metric": key, "value": i.metrics.get(key, ""), "low": low, "high": high}
     for d in data.reliability:
         for b in d.bins:
             base = {"table": "reliability", "arm": d.arm, "subset": d.subset, "detail": d.stage}

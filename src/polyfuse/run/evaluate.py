@@ -22,6 +22,9 @@ from polyfuse.run.source import Say, check_inputs, delimiter_of, quiet
 from polyfuse.studies.arms import Task, train_oracle, workers_for
 from polyfuse.studies.compare import oracle_plan
 
+PERMUTATIONS = 10
+"""Shuffles of each input that ``--unplug`` averages."""
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -29,6 +32,7 @@ class Evaluated:
 
     folder: Path
     report: ReportData
+    unplugged: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON: one record per combination of inputs."""
@@ -37,15 +41,21 @@ class Evaluated:
             "records": plain([dataclasses.asdict(r) for r in self.report.subset_records]),
             "corruption": plain([dataclasses.asdict(r) for r in self.report.corruption]),
             "oracles": plain([dataclasses.asdict(r) for r in self.report.oracles]),
+            "inputs": plain([dataclasses.asdict(r) for r in self.report.inputs]),
         }
 
     def text(self) -> str:
         """The table, what it says, where the report is."""
-        return console_text(self.report, self.folder / "report.html")
+        return console_text(self.report, self.folder / "report.html", inputs=self.unplugged)
 
 
 def evaluate_run(
-    run: Run | Path | str, *, table: Path | None = None, oracles: bool = False, say: Say = quiet
+    run: Run | Path | str,
+    *,
+    table: Path | None = None,
+    oracles: bool = False,
+    unplug: bool = False,
+    say: Say = quiet,
 ) -> Evaluated:
     """Score a run on every combination of inputs and refresh its report.
 
@@ -54,6 +64,7 @@ def evaluate_run(
         table: A labelled table; its report goes to ``evaluations/NAME`` in the run folder. None = the test rows of the
             run's own table, and the run's own report.
         oracles: Train one model per combination of inputs with the run's settings, for the regret.
+        unplug: Print whether the model uses each input, and average more shuffles of each.
         say: Told what happens.
 
     Raises:
@@ -75,7 +86,9 @@ def evaluate_run(
         folder = folder / "evaluations" / table.stem
         test, problems = read_labelled(run.encoder, table, say)
         prepared = dataclasses.replace(prepared, test=test, problems=problems)
-    report = run_report(config, run.folder, prepared, run.model, run.calibration, None, test)
+    report = run_report(
+        config, run.folder, prepared, run.model, run.calibration, None, test, permutations=PERMUTATIONS if unplug else 1
+    )
     _keep_training(report, run.folder / "report.json", oracles=table is None)
     if table is not None:
         report.title = f"{config.model.fusion} on {table.name}"
@@ -85,7 +98,7 @@ def evaluate_run(
     report.seconds = time.perf_counter() - started
     folder.mkdir(parents=True, exist_ok=True)
     write_report(report, folder)
-    return Evaluated(folder, report)
+    return Evaluated(folder, report, unplug)
 
 
 def add_oracles(report: ReportData, config: RunConfig, prepared: Prepared, say: Say, workers: int = 2) -> None:

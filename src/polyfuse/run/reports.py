@@ -1,6 +1,7 @@
 """From prepared data and judged models to the report: what every run and comparison shows in the same way."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from polyfuse.calibrate import Calibration
@@ -29,6 +30,8 @@ def run_report(
     calibration: Calibration | None,
     result: FitResult | None,
     test: Batch | None = None,
+    *,
+    permutations: int = 1,
 ) -> ReportData:
     """Judge the model of a run and fill its report.
 
@@ -40,6 +43,7 @@ def run_report(
         calibration: Fitted on validation rows.
         result: Of the loop; None when the run was loaded.
         test: Rows to judge on; None = the run's own test rows, or without any its validation rows.
+        permutations: Shuffles of each input that are averaged to tell whether it is used.
     """
     target = prepared.encoder.target
     report = blank_report(config, prepared, f"{config.model.fusion} on {Path(config.data.table).name}")
@@ -58,6 +62,8 @@ def run_report(
         evaluate=config.evaluate,
         scale=target.std,
         scales=fit_scales(prepared.train),
+        groups=_groups_of(prepared, rows) if test is None else None,
+        permutations=permutations,
     )
     name = config.model.fusion
     report.arms.append(
@@ -92,6 +98,12 @@ def run_report(
         )
     report.commands = [this_command(), f"polyfuse predict {folder} TABLE -o predictions.csv"]
     return report
+
+
+def _groups_of(prepared: Prepared, rows: Batch) -> Sequence[str] | None:
+    if prepared.groups is None:
+        return None
+    return prepared.groups["test" if rows is prepared.test else "validation"]
 
 
 def blank_report(config: RunConfig, prepared: Prepared, title: str) -> ReportData:

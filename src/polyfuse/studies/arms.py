@@ -170,6 +170,7 @@ def train_and_judge(task: Task, plan: Plan, settings: Mapping[str, Any], judged:
             evaluate=task.evaluate,
             scale=task.target.std,
             scales=fit_scales(train),
+            groups=None if task.groups is None or plan.uses else task.groups["test"],
         )
         if len(test) < len(task.test):
             judgement = replace(

@@ -161,7 +161,7 @@ def _inputs(
     groups: Sequence[str] | None,
     permutations: int,
 ) -> list[Record]:
-    """``unplug``; without any input the answer is the prior of the training rows, or without calibration these rows'."""
+    """``unplug``; the constant answer is the prior of the training rows, or without calibration that of these rows."""
     if len(test.modalities) < 2 or not len(test) or test.target is None:
         return []
     outputs = 2 if task == "regression" else test.target.shape[1] if task == "multilabel" else 0

@@ -15,6 +15,8 @@ from polyfuse.fusion.late import LateFusion
 from polyfuse.fusion.low_rank import LowRankFusion
 from polyfuse.fusion.mixture_of_experts import MixtureOfExpertsFusion
 from polyfuse.fusion.product_of_experts import ProductOfExpertsFusion
+from polyfuse.fusion.proxy import ProxyFusion
+from polyfuse.fusion.slots import SlotsFusion
 from polyfuse.fusion.sum import SumFusion
 from polyfuse.fusion.tensor import TensorFusion
 from polyfuse.fusion.transformer import TransformerFusion
@@ -32,10 +34,12 @@ FUSIONS = Registry(
         "embracenet": EmbraceNetFusion,
         "low_rank": LowRankFusion,
         "sum": SumFusion,
+        "slots": SlotsFusion,
         "tensor": TensorFusion,
         "bottleneck": BottleneckFusion,
         "transformer": TransformerFusion,
         "product_of_experts": ProductOfExpertsFusion,
+        "proxy": ProxyFusion,
         "mixture_of_experts": MixtureOfExpertsFusion,
     },
 )
@@ -54,6 +58,8 @@ __all__ = [
     "LowRankFusion",
     "MixtureOfExpertsFusion",
     "ProductOfExpertsFusion",
+    "ProxyFusion",
+    "SlotsFusion",
     "SumFusion",
     "TensorFusion",
     "TransformerFusion",

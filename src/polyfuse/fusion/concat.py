@@ -80,11 +80,16 @@ class ConcatFusion(SlottedFusion):
             ValueError: If an embedding is missing or has a wrong shape, or ``present`` is not ``(B, M)`` bool.
         """
         inputs, present_BM, empty_B = self.canonical_inputs(embeddings, present)
+        fused_BH = self.joint(torch.cat(self.slots(inputs, present_BM), dim=1), present_BM)
+        return FusionOutput(fused_BH, None, {"empty": empty_B})
+
+    def joint(self, slots_BK: Tensor, present_BM: Tensor) -> Tensor:
+        """The MLP over all slots, ``(B, H)``; columns of presence in the order of sorted names."""
         first, activation, dropout, last = self.mlp
-        hidden_BW = first(torch.cat(self.slots(inputs, present_BM), dim=1))
+        hidden_BW = first(slots_BK)
         if self.film is not None:
             hidden_BW = self.film(hidden_BW, present_BM)
-        return FusionOutput(last(dropout(activation(hidden_BW))), None, {"empty": empty_B})
+        return last(dropout(activation(hidden_BW)))
 
     def every_subset(self, inputs: list[Tensor], subsets: Tensor, readout: Readout | None) -> FusionOutput | None:
         """Slots and their part of the first layer once; last layer and readout as one where that is cheaper."""

@@ -62,12 +62,15 @@ class SlottedFusion(NamedFusion):
         # A token is looked up once per row (not read as .weight): per-sample gradients need the batch axis.
         row_B1 = torch.zeros_like(present_BM[:, :1], dtype=torch.long)
         slots = []
-        for m, (name, x_BD) in enumerate(zip(self.canonical, inputs, strict=True)):
-            slot = x_BD if self.project is None else self.project[name](x_BD)
-            slot_BH = self.norm[name](slot)
+        for m, (name, slot_BH) in enumerate(zip(self.canonical, self.present_slots(inputs), strict=True)):
             token = slot_BH.new_zeros(()) if self.token is None else self.token[name](row_B1)[:, 0].to(slot_BH.dtype)
             slots.append(torch.where(present_BM[:, m, None], slot_BH, token))
         return slots
+
+    def present_slots(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Slots ``(B, H)`` as if everything were present, in the order of sorted names."""
+        named = zip(self.canonical, inputs, strict=True)
+        return [self.norm[name](x_BD if self.project is None else self.project[name](x_BD)) for name, x_BD in named]
 
     def first_layer(self, layer: nn.Linear, inputs: Sequence[Tensor], subsets_SM: Tensor) -> Tensor:
         """``(S, B, W)``: a linear layer over all slots, side by side, for every subset.
@@ -76,8 +79,7 @@ class SlottedFusion(NamedFusion):
         """
         columns = layer.weight.split([self.slot_widths[name] for name in self.canonical], dim=1)
         parts, absent = [], []
-        for name, x_BD, weight in zip(self.canonical, inputs, columns, strict=True):
-            slot_BH = self.norm[name](x_BD if self.project is None else self.project[name](x_BD))
+        for name, slot_BH, weight in zip(self.canonical, self.present_slots(inputs), columns, strict=True):
             parts.append(F.linear(slot_BH, weight))
             if self.token is not None:
                 token_H = self.token[name].get_parameter("weight")[0].to(slot_BH.dtype)

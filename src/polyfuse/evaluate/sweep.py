@@ -169,76 +169,73 @@ def _ask_fusion(model: Any, batch: Batch, masks: Masks, held: Masks, batch_size:
     if not n:
         raise ValueError("a sweep needs at least one row, got an empty batch")
     device, asked = device_of(model), _Asked(masks, n)
-    encode_times = []
-    together = getattr(model, "shares_subsets", False) and len(masks) > 0
+    own: list[Tensor] = []
+    encode_times, fuse_times = [], []
+    together = getattr(model, "shares_subsets", False)
     for start in range(0, n, batch_size):
-        rows = batch.rows(torch.arange(start, min(start + batch_size, n))).to(device)
+        rows = batch if n <= batch_size else batch.rows(torch.arange(start, min(start + batch_size, n)))
+        rows = rows.to(device)
         began = time.perf_counter()
         embeddings = model.encode(rows.inputs, rows.present)
-        encode_times.append((time.perf_counter() - began) / len(rows))
+        encoded = time.perf_counter()
+        own.append(model.fuse(embeddings, rows.present).logits.float().cpu())
+        encode_times.append((encoded - began) / len(rows))
+        fuse_times.append((time.perf_counter() - encoded) / len(rows))
         held_here = torch.from_numpy(held[:, start : start + batch_size])
-        dense = together and DENSE * int(held_here.sum()) > held_here.numel()
-        if dense:
+        if together and DENSE * int(held_here.sum()) > held_here.numel():
             asked.all_pairs(model, embeddings, held_here, start, max(1, 4 * batch_size // len(masks)))
-        own = torch.ones(1, len(rows), dtype=torch.bool)
-        one_by_one = torch.cat([held_here & (not dense), own])
-        asked.pairs(model, embeddings, rows.present, one_by_one, start, batch_size)
-    assert asked.logits is not None  # noqa: S101 - there is a row
+        else:
+            asked.pairs(model, embeddings, held_here, start, 4 * batch_size)
+    logits = asked.open(own[0].shape[1]).numpy()
     means = None
     if asked.weight_sums is not None:
-        means = asked.weight_sums[:-1].numpy() / np.maximum(held.sum(axis=1), 1)[:, None]
-    seconds = float(np.median(encode_times) + np.median(asked.times))
-    return asked.logits[:-1].numpy(), asked.logits[-1].numpy(), means, seconds
+        means = asked.weight_sums.numpy() / np.maximum(held.sum(axis=1), 1)[:, None]
+    seconds = float(np.median(encode_times) + np.median(fuse_times))
+    return logits, torch.cat(own).numpy(), means, seconds
 
 
 class _Asked:
-    """Answers as they come in; the last "subset" of ``logits`` and ``weight_sums`` stands for the rows as they are.
+    """Answers about subsets as they come in.
 
     Attributes:
-        logits: ``(S + 1, N, C)``, None before the first answer.
-        weight_sums: ``(S + 1, M)`` float64, None where there are none.
-        times: Seconds per pair of every call that was not about all subsets.
+        logits: ``(S, N, C)``, NaN where nothing was asked; None before ``open``.
+        weight_sums: ``(S, M)`` float64, None where there are none.
     """
 
     def __init__(self, masks: Masks, n: int) -> None:
-        self.n, self.table = n, torch.from_numpy(np.pad(masks, ((0, 1), (0, 0))))
+        self.n, self.table = n, torch.from_numpy(masks)
         self.logits: Tensor | None = None
         self.weight_sums: Tensor | None = None
-        self.times: list[float] = []
 
     def all_pairs(self, model: Any, embeddings: dict[str, Tensor], held: Tensor, start: int, rows: int) -> None:
         """Every subset of ``rows`` rows at a time; answers of rows that lack the subset are thrown away."""
-        subsets = self.table[:-1].to(next(iter(embeddings.values())).device)
+        subsets = self.table.to(next(iter(embeddings.values())).device)
         for first in range(0, held.shape[1], rows):
-            block = {name: x[first : first + rows] for name, x in embeddings.items()}
             here = held[:, first : first + rows]
-            out = model.fuse_subsets(block, subsets)
+            out = model.fuse_subsets({name: x[first : first + rows] for name, x in embeddings.items()}, subsets)
             answer = out.logits.float().cpu().unflatten(0, here.shape)
-            logits = self._open(answer.shape[2])
             at = slice(start + first, start + first + here.shape[1])
-            logits[:-1, at] = answer if here.all() else answer.masked_fill(~here[..., None], torch.nan)
+            self.open(answer.shape[2])[:, at] = answer.masked_fill(~here[..., None], torch.nan)
             if out.weights is not None:
                 shares = out.weights.double().cpu().unflatten(0, here.shape)
-                self._weigh()[:-1] += shares.masked_fill(~here[..., None], 0.0).sum(dim=1)
+                self._weigh().add_(shares.masked_fill(~here[..., None], 0.0).sum(dim=1))
 
-    def pairs(
-        self, model: Any, embeddings: dict[str, Tensor], present: Tensor, wanted: Tensor, start: int, size: int
-    ) -> None:
-        """The wanted ``(S + 1, b)`` pairs of one block, in ordinary calls."""
-        s, n = wanted.nonzero(as_tuple=True)
-        for part_s, part_n in zip(s.split(4 * size), n.split(4 * size), strict=True):
-            there_n = part_n.to(present.device)
-            listed = self.table[part_s].to(present.device)
-            here = torch.where((part_s == len(self.table) - 1).to(present.device)[:, None], present[there_n], listed)
-            began = time.perf_counter()
+    def pairs(self, model: Any, embeddings: dict[str, Tensor], held: Tensor, start: int, size: int) -> None:
+        """The pairs of a block that are to be asked, ``size`` in a call."""
+        s, n = held.nonzero(as_tuple=True)
+        for part_s, part_n in zip(s.split(size), n.split(size), strict=True):
+            if not len(part_s):
+                continue
+            device = next(iter(embeddings.values())).device
+            there_n, here = part_n.to(device), self.table[part_s].to(device)
             out = model.fuse({name: x.index_select(0, there_n) for name, x in embeddings.items()}, here)
             answer = out.logits.float().cpu()
-            self.times.append((time.perf_counter() - began) / len(part_s))
-            self._open(answer.shape[1])[part_s, part_n + start] = answer
+            self.open(answer.shape[1])[part_s, part_n + start] = answer
             if out.weights is not None:
                 self._weigh().index_add_(0, part_s, out.weights.double().cpu())
 
-    def _open(self, outputs: int) -> Tensor:
+    def open(self, outputs: int) -> Tensor:
+        """``logits``, made on first sight of their width."""
         if self.logits is None:
             self.logits = torch.full((len(self.table), self.n, outputs), torch.nan)
         return self.logits

@@ -151,10 +151,7 @@ class StudyJob:
         out = Records(self.place.dataset, self.place.variant, self.split, self.name, self.seed)
         meta: dict[str, Any] = {"fingerprint": self.fingerprint, "failed": ""}
         try:
-            with peak_memory() as memory:
-                meta |= _BODIES[self.what](self, self._loaded(), out)
-            if self.what == "arm":
-                out.add("job", "peak_mb", memory())
+            meta |= _BODIES[self.what](self, self._loaded(), out)
         except Exception as error:
             return self._failed(f"{type(error).__name__}: {error}", traceback.format_exc(), began)
         write_shard(self.path, out.table(), meta)
@@ -272,6 +269,13 @@ def _oracle(job: StudyJob, loaded: Loaded, out: Records) -> dict[str, Any]:
 
 def _arm(job: StudyJob, loaded: Loaded, out: Records) -> dict[str, Any]:
     """Train and judge."""
+    with peak_memory() as memory:
+        loss = _train_and_judge(job, loaded, out)
+    out.add("job", "peak_mb", memory())
+    return {"loss": loss}
+
+
+def _train_and_judge(job: StudyJob, loaded: Loaded, out: Records) -> float:
     plan, task = job.plan, loaded.task
     assert plan is not None  # noqa: S101
     for key, value in job.settings.items():
@@ -297,7 +301,7 @@ def _arm(job: StudyJob, loaded: Loaded, out: Records) -> dict[str, Any]:
     began = time.perf_counter()
     judge_model(model, replace(task, train=train, validation=validation, test=test), plan, loaded, out)
     out.add("job", "judge_seconds", time.perf_counter() - began)
-    return {"loss": loss}
+    return loss
 
 
 _BODIES: dict[str, Callable[[StudyJob, Loaded, Records], dict[str, Any]]] = {

@@ -3,6 +3,7 @@
 Shapes: S subsets, N rows, M modalities, C outputs.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -320,22 +321,28 @@ def multiply_adds(model: FusionModel, batch: Batch) -> float:
     return counter.get_total_flops() / 2 / len(rows)
 
 
+_WARM = False
+
+
 @contextmanager
 def peak_memory() -> Iterator[Callable[[], float | None]]:
     """How far the resident memory of this process rises above where it stood, in MB.
 
-    Memory that the allocator had kept from earlier jobs is not counted again. None where the system does not tell (it
-    takes Linux).
+    What the allocator had kept from earlier jobs is given back first. None for the first job of a process, which also
+    loads libraries, and where the system does not tell (it takes Linux and glibc).
     """
-    before = _status("VmRSS")
+    global _WARM
+    ready, _WARM = _WARM, True
     try:
+        ctypes.CDLL(None).malloc_trim(0)
+        before = _status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
-    except OSError:
-        before = None
+    except (OSError, AttributeError, TypeError):
+        ready, before = False, None
 
     def grown() -> float | None:
         peak = _status("VmHWM")
-        return None if before is None or peak is None else max(peak - before, 0.0)
+        return None if before is None or peak is None or not ready else max(peak - before, 0.0)
 
     yield grown
 

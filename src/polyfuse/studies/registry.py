@@ -4,9 +4,10 @@ from polyfuse.errors import UserError
 from polyfuse.registry import Registry
 from polyfuse.studies.aecf import AECF
 from polyfuse.studies.bench import Study
+from polyfuse.studies.choice import CHOICE
 from polyfuse.studies.imbalance import IMBALANCE
 
-STUDIES = Registry("study", {"aecf": AECF, "imbalance": IMBALANCE})
+STUDIES = Registry("study", {"aecf": AECF, "choice": CHOICE, "imbalance": IMBALANCE})
 
 
 def study_named(name: str) -> Study:

@@ -45,6 +45,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyResult]:
     return folder, run_study(STUDY, scale="smoke", out=folder, workers=1)
 
 
+@pytest.fixture(autouse=True)
+def _no_page(monkeypatch: pytest.MonkeyPatch, made: tuple[Path, StudyResult]) -> None:
+    """Figures take time; the page of ``made`` is enough."""
+    monkeypatch.setattr(bench, "_page", lambda run, folder: [])
+
+
 @pytest.fixture
 def folder(made: tuple[Path, StudyResult], tmp_path: Path) -> Path:
     return Path(shutil.copytree(made[0], tmp_path / "copy"))
@@ -74,6 +80,8 @@ def test_the_records_have_the_schema_and_every_kind(made: tuple[Path, StudyResul
         assert kinds["one", kind], kind
         assert kinds["two", kind], kind
     assert (result.skipped, result.failed) == (0, ())
+    assert (folder / "study.html").exists()
+    assert str(folder / "study.html") in result.text()
     files = [p for p in (folder / "jobs").rglob("*") if p.is_file()]
     assert result.done == len(files) == 2 * (1 + 2 + 3 * 2 + 1 + 2 * 3)
     assert all(p.suffix == ".parquet" for p in files)

@@ -19,6 +19,7 @@ from polyfuse.report.study_records import DataInfo, Difference, Goal, StudyRepor
 from polyfuse.studies.differences import Sampled, claims, corrected
 from polyfuse.studies.goals import TEXTS, coverage_p
 from polyfuse.studies.ledger import Ledger
+from polyfuse.studies.results import Records
 from polyfuse.studies.situations import recommend
 from polyfuse.studies.tables import Questions, noise_floor, summarise
 
@@ -150,7 +151,7 @@ def test_all_goals_are_met_when_all_figures_say_so() -> None:
     found = report(study_records(oracle_gain=0.01))
     assert [g.met for g in found.goals] == [True] * 7
     assert [g.text for g in found.goals] == list(TEXTS.values())
-    assert any("7 of 7 goals are met" in text for text in found.verdict)
+    assert any("7 of 7 goals are met, 0 missed." in text for text in found.verdict)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +204,16 @@ def test_a_goal_that_was_not_measured_is_not_met() -> None:
     assert [(g.met, g.measured) for g in found.goals[:4]] == [(False, False)] * 4
     assert goal(found, "regret").figure == "not measured"
     assert goal(found, "coverage").met
+
+
+def test_coverage_is_asked_where_enough_rows_calibrated() -> None:
+    records = study_records(("htad",), coverage=0.7)
+    few = Records("htad", "", 0, "default", 0)
+    for subset in SUBSETS:
+        few.add("subset", "calibration_rows", 150, subset=subset, stage="lac mask")
+    found = goal(report(pa.concat_tables([records, few.table()])), "coverage")
+    assert (found.met, found.measured) == (False, False)
+    assert "fewer than 200 calibration rows" in found.details[0]
 
 
 def test_without_losses_of_rows_corruption_is_judged_over_seeds() -> None:

@@ -181,7 +181,7 @@ def calibration(report: StudyReport, arm: str) -> list[tuple[str, str]]:
         axes.plot(range(len(shown)), mean, color=BLUE, lw=2.4, marker="o", ms=6, mec=PAPER)
         if key != "ece":
             axes.axhline(0.9, color=VERMILLION, lw=1.3, ls=(0, (4, 2)))
-        names = {"raw": "none", "full": "complete inputs", "pooled": "all subsets pooled", "mask": "per subset"}
+        names = {"raw": "none", "full": "complete", "pooled": "all pooled", "mask": "per subset"}
         axes.set_xticks(range(len(shown)))
         axes.set_xticklabels([names[s.removeprefix("lac ")] for s in shown])
         axes.set(xlim=(-0.3, len(shown) - 0.7))
@@ -313,5 +313,5 @@ def _signed(axes: object, scale: float) -> None:
 
 def shown_stages(rows: Sequence[str]) -> list[str]:
     """Stages of sets in reading order."""
-    order = [f"{m} {s}" for m in ("lac", "aps") for s in STAGES[1:]]
+    order = [f"{m} {s}" for m in ("lac", "aps", "aps whole") for s in STAGES[1:]]
     return sorted(set(rows), key=lambda s: order.index(s) if s in order else len(order))

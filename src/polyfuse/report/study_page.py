@@ -72,7 +72,8 @@ def _view(report: StudyReport) -> dict[str, Any]:
     judged = len(report.judged)
     facts = [
         f"{len(report.arms)} arms",
-        f"{len(report.data)} data sets" + (f" ({judged} real)" if judged != len(report.data) else ""),
+        f"{len(report.data)} data set{'s' * (len(report.data) != 1)}"
+        + (f" ({judged} real)" if judged != len(report.data) else ""),
         f"{report.seeds} seeds" if report.seeds > 1 else "one seed",
     ]
     parts = {

@@ -193,7 +193,9 @@ def main_table(report: StudyReport) -> Table:
         )
         rows.append((report.label(arm), (Cell(better.text, mark=mark), *cells), _class(report, arm)))
     columns = (("Arm", ""), ("+ / −", "sets"), *((SCORES | COSTS)[k] for k in keys))
-    return Table(f"Mean of {len(tables)} {report.pool}", columns, tuple(rows), keep=5)
+    return Table(
+        f"Mean of {len(tables)} {report.pool}" if len(tables) > 1 else tables[0].data, columns, tuple(rows), keep=5
+    )
 
 
 def difference_table(report: StudyReport) -> Table:

@@ -51,10 +51,11 @@ def verdict_words(report: StudyReport) -> list[str]:
     if report.default and report.reference:
         out += _default(report)
     if report.goals:
-        missed = [g for g in report.goals if not g.met]
-        met = len(report.goals) - len(missed)
-        which = ", ".join(f"“{g.text.rstrip('.')}” ({g.figure})" for g in missed)
-        out.append(f"{met} of {len(report.goals)} goals are met{f'; not met: {which}' if missed else ''}.")
+        met = sum(g.met for g in report.goals)
+        blind = sum(not g.measured for g in report.goals)
+        missed = len(report.goals) - met - blind
+        unknown = f", {blind} could not be measured" if blind else ""
+        out.append(f"{met} of {len(report.goals)} goals are met, {missed} missed{unknown}.")
     if not report.situations:
         out += _best(report)
     out += _ingredients(report)
@@ -103,12 +104,16 @@ def _default(report: StudyReport) -> list[str]:
         return []
     parts = [f"{interval(d)} {_SHORT[d.quantity]}" for d in found]
     who, whom = report.label(report.default), report.label(report.reference)
-    out = [f"{who} against {whom}, mean of {found[0].sets} {report.pool}: {'; '.join(parts)}."]
+    out = [f"{who} against {whom}, {_over(report, found[0].sets)}: {'; '.join(parts)}."]
     claim = next((c for c in report.claims if (c.arm, c.quantity) == (report.default, "mean")), None)
     if claim is not None:
         stands = "may be called better" if claim.stands else "may not be called better"
         out.append(f"Over subsets it is {claim_text(claim)}, so it {stands} there.")
     return out
+
+
+def _over(report: StudyReport, sets: int) -> str:
+    return f"mean of {sets} {report.pool}" if sets > 1 else "on one data set"
 
 
 def _best(report: StudyReport) -> list[str]:

@@ -190,7 +190,7 @@ def _calibration_rows(report: StudyReport, ledger: Ledger, data: str) -> dict[st
     known = {
         e.subset: round(e.value)
         for e in ledger.entries(data, "subset", "calibration_rows")
-        if e.arm == report.default and math.isfinite(e.value)
+        if e.arm == report.default and e.stage in ("lac mask", "") and math.isfinite(e.value)
     }
     if known:
         return known

@@ -8,15 +8,24 @@ from typing import Any
 from polyfuse.errors import UserError
 
 
+def check_new(out: Path | None) -> None:
+    """Refuse a folder that holds something, before any work is done.
+
+    Raises:
+        UserError: If ``out`` exists and is not empty.
+    """
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"'{out}' exists and is not empty; a run is never overwritten, choose another --out")
+
+
 def new_folder(name: str, out: Path | None, parent: Path = Path("runs")) -> Path:
     """Make the folder of a new run: ``out``, or the first free ``runs/name-N``. Never an old one.
 
     Raises:
         UserError: If ``out`` exists and is not empty, or cannot be made.
     """
+    check_new(out)
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"'{out}' exists and is not empty; a run is never overwritten, choose another --out")
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -49,6 +49,10 @@ TYPE_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+PRETRAINED_TYPES = {"efficientnet_lite0": "image", "minilm": "text", "wordllama": "text"}
+"""Which type of modality each frozen network reads; ``hf:<folder>`` reads what its model does."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -110,6 +114,13 @@ class ModalityConfig(_Frozen):
             if getattr(self, key) != type(self).model_fields[key].default:
                 known = ", ".join(TYPE_OPTIONS[self.type]) or "none"
                 raise ValueError(f"'{key}' is not an option of type {self.type}; its options: {known}")
+        reads = PRETRAINED_TYPES.get(self.pretrained or "", self.type)
+        if reads != self.type:
+            fits = [name for name, kind in PRETRAINED_TYPES.items() if kind == self.type]
+            raise ValueError(
+                f"pretrained '{self.pretrained}' reads {reads}, this modality is {self.type}; for {self.type}: "
+                f"{', '.join((*fits, 'hf:<folder>'))}"
+            )
         for key in ("numeric", "categorical"):
             unknown = sorted(set(getattr(self, key)) - set(self.all_columns))
             if unknown:

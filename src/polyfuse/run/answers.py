@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -142,16 +143,24 @@ def _finite(value: Any) -> float | None:
 
 
 @torch.inference_mode()
-def answers(model: FusionModel, batch: Batch, target: TargetSpec, calibration: Calibration | None) -> Answers:
-    """Run a model on encoded rows and calibrate what it says."""
+def answers(
+    model: FusionModel,
+    batch: Batch,
+    target: TargetSpec,
+    calibration: Calibration | None,
+    prior: Sequence[float] | None = None,
+) -> Answers:
+    """Run a model on encoded rows and calibrate what it says; ``prior`` are the logits of an empty row without one."""
     if len(batch):
-        logits = model(batch.inputs, batch.present).logits.float().numpy()
+        logits = model(batch.inputs, batch.present).logits.float().clone().numpy()
     else:
         logits = np.zeros((0, 2 if target.task == "regression" else len(target.classes)), np.float32)
     present = batch.present.numpy()
     empty = ~present.any(axis=1)
     sets: NDArray[Any] | None
     if calibration is None:
+        if prior is not None:
+            logits[empty] = np.asarray(prior, np.float32)
         probs, sets, abstain = probabilities(target.task, logits), None, empty
     else:
         found = calibration.apply(logits, present)
@@ -164,6 +173,12 @@ def answers(model: FusionModel, batch: Batch, target: TargetSpec, calibration: C
     return Answers(target, batch.modalities, probs, sets, np.asarray(abstain, np.bool_), present)
 
 
-def answer_batch(model: FusionModel, batch: Batch, target: TargetSpec, calibration: Calibration | None) -> list[Answer]:
+def answer_batch(
+    model: FusionModel,
+    batch: Batch,
+    target: TargetSpec,
+    calibration: Calibration | None,
+    prior: Sequence[float] | None = None,
+) -> list[Answer]:
     """``answers``, one object per row."""
-    return answers(model, batch, target, calibration).rows()
+    return answers(model, batch, target, calibration, prior).rows()

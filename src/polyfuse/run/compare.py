@@ -10,7 +10,7 @@ from typing import Any
 from polyfuse.config import ModelConfig, RunConfig, make_config, save_config, to_dict
 from polyfuse.data.encode import Prepared, prepare
 from polyfuse.errors import UserError
-from polyfuse.files import new_folder, write_json
+from polyfuse.files import check_new, new_folder, write_json
 from polyfuse.report.context import this_command, versions
 from polyfuse.report.records import ReportData, plain
 from polyfuse.report.render import write_report
@@ -80,6 +80,7 @@ def compare_runs(
         UserError: For a mistake in what was given.
     """
     started = time.perf_counter()
+    check_new(out)
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {seeds}")
     config = resolve(source, overrides, target, say)
@@ -89,7 +90,7 @@ def compare_runs(
         raise UserError("--fusions names no fusion; see polyfuse list fusions")
     arms = {name: _arm(config, name) for name in dict.fromkeys(fusions)}
     folder = new_folder(f"compare-{Path(config.data.table).stem}", out)
-    with place.emptied_on_mistake(folder):
+    with place.emptied_on_mistake(folder, KeyboardInterrupt):  # a comparison cannot be resumed
         save_config(config, folder / place.CONFIG)
         write_json(folder / place.VERSIONS, versions())
         report = _compare(config, arms, folder, seeds, frozen, oracles, workers, say)

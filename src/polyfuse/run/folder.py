@@ -25,7 +25,7 @@ from polyfuse.train.checkpoint import BEST, LAST, load_model, read_checkpoint
 
 CONFIG, ENCODER, CALIBRATION = "config.yaml", "encoder.json", "calibration.json"
 Part = TypeVar("Part")
-PROBLEMS, VERSIONS, SUMMARY = "problems.json", "versions.json", "summary.json"
+PROBLEMS, VERSIONS, SUMMARY, PRIOR = "problems.json", "versions.json", "summary.json", "prior.json"
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Run:
         encoder: Turns cells into inputs, as fitted on the training rows.
         model: In eval mode, on the CPU.
         calibration: None when calibration was switched off.
+        prior: Logits for rows without any input, where there is no calibration; None in runs of earlier versions.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Run:
     encoder: TableEncoder
     model: FusionModel
     calibration: Calibration | None
+    prior: tuple[float, ...] | None = None
 
     def predict(self, rows: Sequence[Mapping[str, Any]], *, folder: Path | str | None = None) -> list[Answer]:
         """Answer rows given as dicts of cells, as a server gets them; a missing key is a missing input.
@@ -61,7 +63,7 @@ class Run:
         if not rows:
             raise ValueError("rows must hold at least one row, got none")
         encoded = self.encoder.encode(Chunk.from_records(rows, folder=folder))
-        return answer_batch(self.model, encoded.batch, self.encoder.target, self.calibration)
+        return answer_batch(self.model, encoded.batch, self.encoder.target, self.calibration, self.prior)
 
 
 def load(folder: Path | str) -> Run:
@@ -78,19 +80,23 @@ def load(folder: Path | str) -> Run:
     model = build_model(encoder.specs, encoder.target, config.model, seed=config.train.seed)
     load_model(model, read_checkpoint(folder / BEST))
     calibration = load_calibration(folder, encoder) if config.calibrate.enabled else None
-    return Run(folder, config, encoder, model.eval(), calibration)
+    prior = None
+    if calibration is None and (folder / PRIOR).is_file():
+        prior = _rebuilt(folder / PRIOR, lambda value: tuple(float(v) for v in value))
+    return Run(folder, config, encoder, model.eval(), calibration, prior)
 
 
 @contextlib.contextmanager
-def emptied_on_mistake(folder: Path) -> Iterator[None]:
+def emptied_on_mistake(folder: Path, *also: type[BaseException]) -> Iterator[None]:
     """Empty a new folder again, and remove it, when the user's mistake shows before a checkpoint is in it.
 
-    The mended command may then name the same folder. Whatever else ends the block leaves a run to resume.
+    The mended command may then name the same folder. Whatever else ends the block leaves a run to resume, but for the
+    exceptions in ``also``.
     """
     try:
         yield
-    except UserError:
-        if not (folder / LAST).exists():
+    except BaseException as error:
+        if isinstance(error, (UserError, *also)) and not (folder / LAST).exists():
             for child in folder.iterdir():
                 shutil.rmtree(child) if child.is_dir() else child.unlink()
             with contextlib.suppress(OSError):  # it may be the folder we stand in

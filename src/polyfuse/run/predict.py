@@ -126,7 +126,7 @@ def _answer_chunk(run: Run, chunk: Chunk, found: Predicted) -> Columns:
     total, first = len(chunk), chunk.first_row
     columns: Columns = {"row": list(range(first + 1, first + total + 1)), "id": [None] * total}
     place = [row - first for row in encoded.rows]
-    answered = answers(run.model, encoded.batch, run.encoder.target, run.calibration)
+    answered = answers(run.model, encoded.batch, run.encoder.target, run.calibration, run.prior)
     for name, values in {"id": encoded.ids, **answered.columns()}.items():
         column = columns.setdefault(name, [None] * total)
         for slot, value in zip(place, values, strict=True):

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyfuse.calibrate import prior_logits
 from polyfuse.config import RunConfig, load_config, save_config
 from polyfuse.data.encode import Prepared, prepare
 from polyfuse.errors import UserError
-from polyfuse.files import new_folder, read_json, write_json
+from polyfuse.files import check_new, new_folder, read_json, write_json
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.report.context import versions
 from polyfuse.report.records import ReportData, plain
@@ -91,6 +92,7 @@ def train_run(
     if resume:
         config = _config_to_resume(source, overrides, target, out)
     else:
+        check_new(out)
         config = resolve(source, overrides, target, say if os.environ.get("RANK", "0") == "0" else quiet)
     fabric = make_fabric(config.train)
     first = fabric is None or fabric.global_rank == 0
@@ -158,6 +160,11 @@ def finish(
     )
     if calibration is not None:
         write_json(folder / place.CALIBRATION, calibration.to_dict())
+    elif prepared.train.target is not None:
+        target = prepared.encoder.target
+        outputs = 2 if target.task == "regression" else target.outputs
+        prior = prior_logits(target.task, prepared.train.target.numpy(), outputs)
+        write_json(folder / place.PRIOR, prior.tolist())
     report = run_report(config, folder, prepared, model, calibration, result)
     if config.evaluate.oracles:
         add_oracles(report, config, prepared, say)

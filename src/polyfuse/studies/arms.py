@@ -299,11 +299,17 @@ def workers_for(task: Task, workers: int) -> Iterator[Run]:
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")  # read when a worker loads PyTorch
     try:
         context = multiprocessing.get_context("spawn")
+        others = set(multiprocessing.active_children())
         with ProcessPoolExecutor(workers, context, initializer=_open_worker, initargs=(task,)) as pool:
             try:
                 yield lambda jobs: pool.map(_call, jobs)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                begun = set(multiprocessing.active_children()) - others
+                for process in begun:
+                    process.terminate()  # or the trainings that have begun would be waited for
+                for process in begun:
+                    process.join()
                 raise
     finally:
         for name, value in before.items():

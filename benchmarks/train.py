@@ -89,6 +89,7 @@ def main() -> None:
         "bare, AdamW as it comes": lambda model: bare(model, table, options.steps, fused=False),
         "bare, fused AdamW (strict)": lambda model: bare(model, table, options.steps, fused=True),
         "fit": lambda model: ours(model, table, options.steps, recipe=False, validate=False),
+        "fit, validation": lambda model: ours(model, table, options.steps, recipe=False, validate=True),
         "fit, dropout + corruption": lambda model: ours(model, table, options.steps, recipe=True, validate=False),
         "fit, all that and validation": lambda model: ours(model, table, options.steps, recipe=True, validate=True),
     }

@@ -103,7 +103,7 @@ def remember(name: str, mark: str, build: Callable[[], FeatureTable]) -> Feature
     arrays = {f"features|{modality}": array for modality, array in table.features.items()}
     arrays |= {f"broken|{modality}|{title}": array for (modality, title), array in table.broken.items()}
     arrays |= {"labels": table.labels, "part": table.part}
-    words = {"ids": table.ids, "groups": table.groups, "classes": table.classes}
+    words = {"ids": table.ids, "groups": table.groups, "classes": table.classes, "order": list(arrays)}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".part")
     os.close(handle)
@@ -120,8 +120,8 @@ def remember(name: str, mark: str, build: Callable[[], FeatureTable]) -> Feature
 def _read(path: Path) -> FeatureTable | None:
     try:
         with safe_open(path, framework="np") as file:
-            arrays = {key: file.get_tensor(key) for key in file.keys()}
             words = json.loads(file.metadata()["words"])
+            arrays = {key: file.get_tensor(key) for key in words["order"]}  # the file itself sorts by name
     except (OSError, SafetensorError, KeyError, ValueError):
         return None  # never written, or damaged: built again
     features, broken = {}, {}

@@ -61,7 +61,9 @@ class _Array:
         if not isinstance(dtype, _Dtype) or dtype.code not in PLAIN or not isinstance(raw, bytes):
             raise pickle.UnpicklingError("an array must be of plain numbers")
         values = np.frombuffer(raw, dtype=f"{dtype.order}{dtype.code}")
-        return values.reshape(tuple(int(size) for size in shape), order="F" if fortran else "C").copy()
+        return values.reshape(tuple(int(size) for size in shape), order="F" if fortran else "C").astype(
+            values.dtype.newbyteorder("=")
+        )
 
 
 class _Dtype:

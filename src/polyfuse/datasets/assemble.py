@@ -131,13 +131,18 @@ class Scale:
 
 
 def principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean ``(D,)``, principal directions ``(D, D)`` in columns, and the variance along each, largest first.
+    """Mean ``(D,)``, principal directions ``(D, min(n, D))`` in columns, and the variance along each, largest first.
 
     Signs are fixed (the largest weight is positive), so that features are the same on every machine.
     """
     mean = rows.mean(axis=0)
-    variance, directions = np.linalg.eigh(np.cov(rows.T, ddof=0))
-    variance, directions = variance[::-1], directions[:, ::-1]
+    centred = rows - mean
+    if len(rows) < rows.shape[1]:
+        _, spread, directions = np.linalg.svd(centred, full_matrices=False)
+        variance, directions = spread**2 / len(rows), directions.T
+    else:
+        variance, directions = np.linalg.eigh(centred.T @ centred / len(rows))
+        variance, directions = variance[::-1], directions[:, ::-1]
     largest = np.abs(directions).argmax(axis=0)
     return mean, directions * np.sign(directions[largest, np.arange(len(variance))]), variance
 

@@ -94,7 +94,7 @@ def read_images(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def read_sounds(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """MFCC of every utterance, linearly resampled to ``FRAMES`` frames, ``(3000, 13 * FRAMES)``, and digits."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             frames, lengths, digits = file["X"], file["lengths"], file["y"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise damaged(path, str(error)) from None

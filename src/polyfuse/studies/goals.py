@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from polyfuse.evaluate.intervals import holm
 from polyfuse.report.study_records import Difference, Goal, StudyReport
+from polyfuse.report.study_words import interval
 from polyfuse.studies.ledger import Ledger
 
 REGRET = 0.01
@@ -85,11 +86,8 @@ def _not_measured(key: str, why: str = "") -> Goal:
 
 
 def _line(d: Difference) -> str:
-    scale, digits = (1.0, 3) if d.quantity == "nll" else (100.0, 1)
-    unit = " nats" if d.quantity == "nll" else " points"
-    mean, low, high = (f"{scale * v:+.{digits}f}".replace("-", "−") for v in (d.mean, d.low, d.high))
-    basis = "" if d.basis == "rows and seeds" else f", over {d.basis}"
-    return f"{d.data}: {mean}{unit} ({low} to {high}{basis}), {d.verdict}"
+    basis = "" if d.basis == "rows and seeds" else f" over {d.basis}"
+    return f"{d.data}: {interval(d)}{basis}, {d.verdict}"
 
 
 def _counted(found: Sequence[Difference]) -> str:

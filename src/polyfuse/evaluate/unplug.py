@@ -85,7 +85,7 @@ def unplug(
     inputs: Inputs = {**embed(model, batch, batch_size=batch_size)} if reusable else batch.inputs
     whole, asked = replace(batch, inputs=inputs), Reusing(model) if reusable else model
     as_found = _as_found(asked, whole, task, calibration, empty, batch_size)
-    out: list[Record] = []
+    asked_of: list[tuple[str, str, Floats]] = []
     for m, modality in enumerate(batch.modalities):
         here = present[:, m] & known
         if not here.any():
@@ -106,16 +106,19 @@ def unplug(
                 usable = here & (source >= 0) & (source != np.arange(len(batch)))
                 shuffled[way].append(np.where(usable, now - as_found, np.nan))
         gains |= {way: np.mean(parts, axis=0) for way, parts in shuffled.items()}
-        for way in WAYS:
-            found = mean_intervals(gains[way] * np.array([[unit], [1.0]]), groups, draws=draws, seed=seed)
-            rows_with = np.isfinite(gains[way][0])
-            above = unit * float(np.mean((empty - as_found)[0, rows_with])) if rows_with.any() else 0.0
-            record: Record = {"modality": modality, "way": way, "n": int(rows_with.sum())}
-            for name, interval in zip(("gain", "nll"), found, strict=True):
-                record |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
-                record[f"{name}_p"] = interval.p
-            record["share"] = found[0].mean / above if above > 1e-9 else math.nan
-            out.append(plain(record))
+        asked_of += [(modality, way, gains[way] * np.array([[unit], [1.0]])) for way in WAYS]
+    flat = np.concatenate([np.zeros((0, len(batch))), *(values for _, _, values in asked_of)])
+    found = mean_intervals(flat, groups, draws=draws, seed=seed)  # all from the same resamples
+    out: list[Record] = []
+    for k, (modality, way, values) in enumerate(asked_of):
+        rows_with = np.isfinite(values[0])
+        above = unit * float(np.mean((empty - as_found)[0, rows_with])) if rows_with.any() else 0.0
+        record: Record = {"modality": modality, "way": way, "n": int(rows_with.sum())}
+        for name, interval in zip(("gain", "nll"), found[2 * k : 2 * k + 2], strict=True):
+            record |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            record[f"{name}_p"] = interval.p
+        record["share"] = found[2 * k].mean / above if above > 1e-9 else math.nan
+        out.append(plain(record))
     return out
 
 

@@ -180,7 +180,7 @@ def _inputs(
         calibration,
         groups=None if groups is None else list(groups),
         permutations=permutations,
-        draws=min(evaluate.bootstrap, 1000),
+        draws=min(evaluate.bootstrap, 1000 if permutations > 1 else 400),
         batch_size=evaluate.batch_size,
     )
 

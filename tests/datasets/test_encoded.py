@@ -235,7 +235,11 @@ def test_tabler_leaves_out_categories_of_one_word_and_splits_by_word(icon_folder
 
 # -- the real sets, where they have been fetched and encoded
 
-SIZES = {"emoji": (emoji, [2236, 532, 928], 9), "tuxpaint": (tuxpaint, None, 10), "tabler": (tabler, None, 30)}
+SIZES = {
+    "emoji": (emoji, [2236, 532, 928], 9),
+    "tuxpaint": (tuxpaint, None, 10),
+    "tabler": (tabler, [2297, 733, 820], 26),
+}
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))

@@ -110,7 +110,7 @@ def encode(folder: Path, split: int) -> FeatureTable:
 
 
 SOURCE = DataSetSource(
-    "Icons by drawing (says nothing: a negative control) and tags, split by first word: 3,850 rows, 26 classes, 2 modalities",
+    "Icons by drawing (says nothing: a control) and tags, split by first word: 3,850 rows, 26 classes, 2 modalities",
     "MIT",
     load,
     fetch=("tabler", *WEIGHTS),

@@ -35,6 +35,7 @@ FACTS = ""
 
 Settings = Mapping[str, Any] | None
 
+_MANY = 15
 RESEEDED = 1000
 """Added to the seed of the second block of oracles: the difference of the blocks is the noise of a regret."""
 
@@ -47,7 +48,8 @@ class Size:
         steps: Of every training.
         tries: Settings tried per arm.
         seeds: Per arm.
-        oracles: Seeds of the models per subset, and again as many of the reseeded ones; 0 = none.
+        oracles: Seeds of the models per subset, and again as many of the reseeded ones; 0 = none. With more than 15
+            subsets it is one.
         bootstrap: Resamples of an interval.
         datasets: Those of this scale; empty = all of the study.
     """
@@ -387,7 +389,7 @@ class _Entry:
         made = []
         for name, shift in (("oracle", 0), ("oracle reseeded", RESEEDED)):
             jobs = []
-            for seed in range(size.oracles):
+            for seed in range(size.oracles if len(masks) <= _MANY else 1):
                 for mask in masks:
                     uses = tuple(n for n, here in zip(self.names, mask, strict=True) if here)
                     code = "".join(str(int(here)) for here in mask)

@@ -273,7 +273,9 @@ class _Loop:
         set_learning_rate(self.optimizer, learning_rate(number, self.total, config.lr, config.warmup))
         if self.set_progress is not None:
             self.set_progress(min(1.0, number / (config.ramp * self.total)) if config.ramp > 0 else 1.0)
-        self.wrapped_optimizer.zero_grad(set_to_none=True)
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
         scale = device.world_size / step.rows  # processes average their gradients
         for i, part in enumerate(step.passes, start=1):
             target = part.batch.target
@@ -300,7 +302,7 @@ class _Loop:
                     self.sums[2] += part.batch.present.sum()
         if config.clip is not None:
             device.clip(self.module, self.wrapped_optimizer, config.clip)
-        self.wrapped_optimizer.step()
+        device.step(self.wrapped_optimizer)
 
     def _evaluate(self) -> dict[str, Any]:
         """Losses over all processes, the best weights, early stopping, one line of metrics."""

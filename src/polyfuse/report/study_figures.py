@@ -53,9 +53,9 @@ def forest(report: StudyReport, quantity: str) -> str:
     # One arm far below would squeeze all others into a line.
     low, high = min(ends[len(ends) // 10], 0.0), max(ends[-1], 0.0)
     low, high = low - 0.08 * (high - low) - 1e-9, high + 0.08 * (high - low) + 1e-9
-    left, top = 152.0, 6.0
+    left, top = 180.0, 6.0
     canvas = Canvas(372, top + _ROW * len(rows) + 58)
-    axes = canvas.plot(left, top, 160, _ROW * len(rows))
+    axes = canvas.plot(left, top, 132, _ROW * len(rows))
     axes.set(xlim=(low, high), ylim=(len(rows), 0), yticks=())
     axes.axvline(0, color=MUTED, lw=1.2)
     for i, (arm, d) in enumerate(rows):
@@ -80,8 +80,8 @@ def forest(report: StudyReport, quantity: str) -> str:
     _signed(axes, 1 if nats else 100)
     axes.locator_params(axis="x", nbins=4)
     y, style = top + _ROW * len(rows), {"color": MUTED, "fontsize": SMALL}
-    canvas.text(left + 80, y + 30, f"← worse · {'nats' if nats else 'points'} · better →", ha="center", **style)
-    canvas.text(left + 80, y + 47, f"small dots: data sets; pooled over {rows[0][1].sets}", ha="center", **style)
+    canvas.text(left + 66, y + 30, f"← worse · {'nats' if nats else 'points'} · better →", ha="center", **style)
+    canvas.text(left + 66, y + 47, f"small dots: data sets; pooled over {rows[0][1].sets}", ha="center", **style)
     whom = report.label(report.reference)
     return canvas.svg(f"forest-{quantity}", f"Differences to {whom}, {QUANTITIES[quantity]}, 95 % intervals")
 

@@ -60,7 +60,7 @@ def fusion_arms(data: DataSet, size: Size) -> list[Plan]:
     return [
         arm(
             REFERENCE,
-            "concat + dropout + tokens",
+            "concat + dropout (ref)",
             "Early fusion, modality dropout 0.5, learned missing tokens: the method to beat.",
             kind="reference",
         ),
@@ -193,7 +193,7 @@ def recipe_arms(data: DataSet, size: Size) -> list[Plan]:
     """The reference plus one recipe each."""
 
     def arm(name: str, label: str, note: str, **recipe: Any) -> Plan:
-        return make(data, size, name, f"reference + {label}", note, recipe=recipe)
+        return make(data, size, name, f"ref + {label}", note, recipe=recipe)
 
     return [
         arm("full_pass", "full pass", "Each step also sees the complete rows.", passes="full"),
@@ -203,7 +203,7 @@ def recipe_arms(data: DataSet, size: Size) -> list[Plan]:
         arm("sandwich", "sandwich", "Complete, one single input, one random subset.", passes="sandwich"),
         arm(
             "distillation",
-            "sandwich + distillation",
+            "sandwich + distilling",
             "And subsets follow the complete prediction (MMANet weights).",
             passes="sandwich",
             distill=0.5,
@@ -214,7 +214,7 @@ def recipe_arms(data: DataSet, size: Size) -> list[Plan]:
             data,
             size,
             "dro",
-            "reference + subset GroupDRO",
+            "ref + subset GroupDRO",
             "Combinations weigh by their regret (arXiv 1911.08731).",
             recipe={"subset_dro": 0.02, "subset_floor": linear_floors(data)},
         ),
@@ -222,7 +222,7 @@ def recipe_arms(data: DataSet, size: Size) -> list[Plan]:
             data,
             size,
             "corruption",
-            "reference + corruption",
+            "ref + corruption",
             "15 % of the inputs replaced by noise or another row's, unflagged.",
             corruption=CORRUPTION,
         ),

@@ -23,22 +23,46 @@ _HELD = 0.2
 #: Name: label, fusion, recipe, further settings of the model.
 CANDIDATES: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = {
     "concat_heads": ("concat + heads", "concat", {"unimodal": 0.5}, {}),
-    "concat_distill": ("concat + sandwich + distillation", "concat", {"passes": "sandwich", "distill": 0.5}, {}),
+    "concat_distill": ("concat + distilling", "concat", {"passes": "sandwich", "distill": 0.5}, {}),
     "concat_corrupt": ("concat + corruption", "concat", {}, {"corruption": CORRUPTION}),
     "slots_plain": ("slots", "slots", {}, {}),
     "slots_corrupt": ("slots + corruption", "slots", {}, {"corruption": CORRUPTION}),
     "slots_heads": ("slots + heads", "slots", {"unimodal": 0.5}, {}),
     "slots_heads_corrupt": ("slots + heads + corruption", "slots", {"unimodal": 0.5}, {"corruption": CORRUPTION}),
     "slots_distill_corrupt": (
-        "slots + sandwich + distillation + corruption",
+        "slots + distilling + corruption",
         "slots",
         {"passes": "sandwich", "distill": 0.5},
         {"corruption": CORRUPTION},
     ),
     "slots_all": (
-        "slots + sandwich + distillation + heads + corruption",
+        "slots + distilling + heads + corruption",
         "slots",
         {"passes": "sandwich", "distill": 0.5, "unimodal": 0.5},
+        {"corruption": CORRUPTION},
+    ),
+    "slots_distill_corrupt_more": (
+        "slots + distilling + 30 % corruption",
+        "slots",
+        {"passes": "sandwich", "distill": 0.5},
+        {"corruption": 2 * CORRUPTION},
+    ),
+    "slots_distill_more_corrupt": (
+        "slots + distilling x 2 + corruption",
+        "slots",
+        {"passes": "sandwich", "distill": 1.0},
+        {"corruption": CORRUPTION},
+    ),
+    "hybrid_distill_corrupt": (
+        "hybrid + distilling + corruption",
+        "hybrid",
+        {"passes": "sandwich", "distill": 0.5},
+        {"corruption": CORRUPTION},
+    ),
+    "concat_distill_corrupt": (
+        "concat + distilling + corruption",
+        "concat",
+        {"passes": "sandwich", "distill": 0.5},
         {"corruption": CORRUPTION},
     ),
     "embracenet_corrupt": ("EmbraceNet + corruption", "embracenet", {}, {"corruption": CORRUPTION}),
@@ -66,7 +90,7 @@ def load_for_choice(name: str, split: int) -> DataSet:
 
 def arms(data: DataSet, size: Size) -> list[Plan]:
     """The reference, and every candidate."""
-    found = [make(data, size, "reference", "concat + dropout + tokens", "The method to beat.", kind="reference")]
+    found = [make(data, size, "reference", "concat + dropout (ref)", "The method to beat.", kind="reference")]
     for name, (label, fusion, recipe, model) in CANDIDATES.items():
         found.append(make(data, size, name, label, "", recipe=recipe, fusion=fusion, **model))
     return found

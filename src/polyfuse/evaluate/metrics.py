@@ -277,6 +277,7 @@ def score(
     weight: ArrayLike | None = None,
     scale: float = 1.0,
     bins: int = BINS,
+    classwise: bool = True,
 ) -> dict[str, float]:
     """Every metric of a task.
 
@@ -287,6 +288,7 @@ def score(
         weight: ``(N,)`` row weights.
         scale: Standard deviation that undoes the target's standardisation (regression): errors come out in its units.
         bins: Bins of the calibration errors.
+        classwise: Also ``ece_classwise``, the one that takes longest.
 
     Returns:
         Always ``nll, ece, ece_equal_mass, confidence, aurc, eaurc, augrc, risk_at_coverage_80``. Classification adds
@@ -321,7 +323,8 @@ def score(
         **selected,
     }
     if task == "classification":
-        out["ece_classwise"] = ece_classwise(p, y, bins=bins, weight=w)
+        if classwise:
+            out["ece_classwise"] = ece_classwise(p, y, bins=bins, weight=w)
     else:
         out["accuracy"] = right
     return out

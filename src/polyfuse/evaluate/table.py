@@ -62,6 +62,8 @@ def drop_curve(
     calibration: Calibrator | None = None,
     scale: float = 1.0,
     bins: int = BINS,
+    predicted: Floats | None = None,
+    classwise: bool = True,
 ) -> list[dict[str, float]]:
     """Scores when every input that is there is dropped with one probability and one survives, without sampling.
 
@@ -69,14 +71,16 @@ def drop_curve(
     precision and areas are those of the mixture; means of rows (accuracy, NLL, Brier) are the exact expectation. Rate 0
     is the rows as they are. Rows without any input are left out.
 
+    ``predicted`` are ``all_predictions``, if there are any already.
+
     Returns:
-        One ``{"rate", "n" (rows), and every name of "score"}`` per rate.
+        One ``{"rate", "n" (rows), and every name of "score"}`` per rate; ``ece_classwise`` only if ``classwise``.
     """
     rows = sweep.valid.any(axis=0)
     curve = []
-    pools = _pools(sweep, rates, all_predictions(sweep, task, calibration))
+    pools = _pools(sweep, rates, all_predictions(sweep, task, calibration) if predicted is None else predicted)
     for rate, (probs, target, weight) in zip(rates, pools, strict=True):
-        scores = score(task, probs, target, weight=weight, scale=scale, bins=bins)
+        scores = score(task, probs, target, weight=weight, scale=scale, bins=bins, classwise=classwise)
         curve.append({"rate": float(rate), "n": float(rows.sum()), **scores})
     return curve
 

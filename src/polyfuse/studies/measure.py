@@ -27,10 +27,11 @@ from polyfuse.datasets import DataSet
 from polyfuse.evaluate.baselines import presence_only
 from polyfuse.evaluate.bayes import bayes_records, posterior_sweep
 from polyfuse.evaluate.corruptions import corruption_records, flagged_difference
-from polyfuse.evaluate.metrics import PRIMARY, probabilities, score
+from polyfuse.evaluate.metrics import PRIMARY, primary, probabilities, score
+from polyfuse.evaluate.selective import Floats
 from polyfuse.evaluate.subsets import mask_codes, subset_name
 from polyfuse.evaluate.sweep import Sweep, sweep
-from polyfuse.evaluate.table import drop_curve, row_losses, shapley, violation_rate
+from polyfuse.evaluate.table import all_predictions, drop_curve, row_losses, shapley, violation_rate
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.studies.arms import Plan, Task, only
 from polyfuse.studies.compare import mean_over_subsets
@@ -101,9 +102,10 @@ def bayes_scores(loaded: Loaded, out: Records) -> None:
     nobody = presence_only(data.train, kind, outputs=data.target.outputs)
     asked = sweep(nobody, data.test, subsets=loaded.subsets, task=kind)
     exact = posterior_sweep(asked, loaded.posterior, data.test)
-    _subset_scores(exact, loaded, out)
-    _seed_scores(exact, loaded, out)
-    _row_scores(exact, loaded, out)
+    predicted = all_predictions(exact, kind)
+    _subset_scores(exact, predicted, loaded, out)
+    _seed_scores(exact, predicted, loaded, out)
+    _row_scores(exact, predicted, loaded, out)
 
 
 # ---- judging -----------------------------------------------------------------------------------------------------
@@ -123,15 +125,17 @@ def judge_model(model: Any, task: Task, plan: Plan, loaded: Loaded, out: Records
     subsets = loaded.subsets if not plan.uses else asked_subsets(test, task.evaluate)
     swept = sweep(model, test, subsets=subsets, task=kind, batch_size=task.evaluate.batch_size)
     out.add("job", "ms_per_row", swept.ms_per_row)
-    _subset_scores(swept, loaded, out)
-    _seed_scores(swept, loaded, out)
+    predicted = all_predictions(swept, kind)
+    _subset_scores(swept, predicted, loaded, out)
+    _seed_scores(swept, predicted, loaded, out)
     if loaded.data.posterior is not None and not plan.uses:
         for r in bayes_records(swept, loaded.posterior, test):
             if r["subset"]:  # the rest is in the records of the posterior itself
                 out.add("subset", r["metric"], r["value"], r["n"], subset=r["subset"], stage="raw")
-    for point in drop_curve(swept, kind, task.evaluate.drop_rates, scale=task.target.std, bins=task.evaluate.bins):
+    how: dict[str, Any] = {"scale": task.target.std, "bins": task.evaluate.bins, "predicted": predicted}
+    for point in drop_curve(swept, kind, task.evaluate.drop_rates, **how, classwise=False):
         out.scores("curve", _kept(point), int(point["n"]), corruption=f"{point['rate']:g}", stage="raw")
-    _row_scores(swept, loaded, out, plan.uses, _calibrated_scores(model, swept, task, plan, out))
+    _row_scores(swept, predicted, loaded, out, plan.uses, _calibrated_scores(model, swept, task, plan, out))
     if plan.baseline == "presence_only" or not task.evaluate.corruptions:
         return
     scales = fit_scales(task.train) if plan.uses else loaded.scales
@@ -145,21 +149,22 @@ def _kept(scores: Mapping[str, Any]) -> dict[str, float]:
 _NAMES = {"ece_equal_mass": "ace"}
 
 
-def _subset_scores(swept: Sweep, loaded: Loaded, out: Records) -> None:
+def _subset_scores(swept: Sweep, predicted: Floats, loaded: Loaded, out: Records) -> None:
     """P0 to P3: every subset, and the rows as they are."""
-    kind, scale, bins = loaded.data.target.task, loaded.data.target.std, loaded.task.evaluate.bins
+    kind = loaded.data.target.task
+    how: dict[str, Any] = {"scale": loaded.data.target.std, "bins": loaded.task.evaluate.bins, "classwise": False}
     for s, mask in enumerate(swept.subsets):
         rows = swept.valid[s]
         if rows.any():
-            found = score(kind, probabilities(kind, swept.logits[s, rows]), swept.target[rows], scale=scale, bins=bins)
+            found = score(kind, predicted[s, rows], swept.target[rows], **how)
             out.scores("subset", _kept(found), int(rows.sum()), subset=subset_name(mask, swept.modalities), stage="raw")
     rows = swept.scored
-    found = score(kind, probabilities(kind, swept.own[rows]), swept.target[rows], scale=scale, bins=bins)
+    found = score(kind, predicted[-1, rows], swept.target[rows], **how)
     out.scores("found", _kept(found), int(rows.sum()), stage="raw")
 
 
 class _Tempered:
-    """A temperature per mask as what ``row_losses`` and ``violation_rate`` take for a calibration."""
+    """A temperature per mask as what ``all_predictions`` takes for a calibration."""
 
     def __init__(self, task: str, temperature: MaskTemperature) -> None:
         self.task, self.temperature = task, temperature
@@ -169,8 +174,8 @@ class _Tempered:
         return SimpleNamespace(probs=z if self.task == "regression" else probabilities(self.task, z))
 
 
-def _calibrated_scores(model: Any, swept: Sweep, task: Task, plan: Plan, out: Records) -> _Tempered | None:
-    """Every stage of calibration, fitted on validation rows; returns the one per mask."""
+def _calibrated_scores(model: Any, swept: Sweep, task: Task, plan: Plan, out: Records) -> Floats | None:
+    """Every stage of calibration, fitted on validation rows; returns the predictions of the one per mask."""
     kind, config = task.target.task, task.calibrate
     if not config.enabled or not len(task.validation):
         return None
@@ -185,8 +190,8 @@ def _calibrated_scores(model: Any, swept: Sweep, task: Task, plan: Plan, out: Re
     _calibration_rows(stages, swept, out)
     if kind == "multilabel":
         _label_sets(model, swept, task, names, out)
-    tempered = _Tempered(kind, stages.temperatures["mask"])
-    out.scores("seed", violation_rate(swept, kind, tempered), 0, stage="mask")
+    tempered = all_predictions(swept, kind, _Tempered(kind, stages.temperatures["mask"]))
+    out.scores("seed", violation_rate(swept, kind, predicted=tempered), 0, stage="mask")
     return tempered
 
 
@@ -220,10 +225,10 @@ def _label_sets(model: Any, swept: Sweep, task: Task, groups: Sequence[str] | No
         out.add("subset", "set_size", sets.sum(axis=1).mean(), n, **where)
 
 
-def _seed_scores(swept: Sweep, loaded: Loaded, out: Records) -> None:
+def _seed_scores(swept: Sweep, predicted: Floats, loaded: Loaded, out: Records) -> None:
     """Coherence, and what each input is worth to this model."""
     kind, names = loaded.data.target.task, swept.modalities
-    out.scores("seed", violation_rate(swept, kind), 0, stage="raw")
+    out.scores("seed", violation_rate(swept, kind, predicted=predicted), 0, stage="raw")
     if len(swept.subsets) != 2 ** len(names) - 1 or len(names) < 2:
         return
     values = {}
@@ -231,8 +236,7 @@ def _seed_scores(swept: Sweep, loaded: Loaded, out: Records) -> None:
         rows = swept.valid[s]
         if not rows.any():
             return
-        found = score(kind, probabilities(kind, swept.logits[s, rows]), swept.target[rows])
-        values[subset_name(mask, names)] = found[PRIMARY[kind]]
+        values[subset_name(mask, names)] = primary(kind, predicted[s, rows], swept.target[rows])
     shares = shapley(values, names, loaded.nothing)
     for name, value in shares.items():
         out.add("seed", "shapley", value, modality=name)
@@ -241,7 +245,14 @@ def _seed_scores(swept: Sweep, loaded: Loaded, out: Records) -> None:
         out.add("seed", "shapley_balance", 1.0 - (max(shares.values()) - min(shares.values())) / total)
 
 
-def _row_scores(swept: Sweep, loaded: Loaded, out: Records, uses: Sequence[str] = (), calibration: Any = None) -> None:
+def _row_scores(
+    swept: Sweep,
+    predicted: Floats,
+    loaded: Loaded,
+    out: Records,
+    uses: Sequence[str] = (),
+    tempered: Floats | None = None,
+) -> None:
     """Losses of every test row, by subset, and mean NLL over subsets; a unimodal arm has none without its input."""
     kind, test = loaded.data.target.task, loaded.data.test
     places = only(test, uses)[1] if uses else np.arange(len(test))
@@ -251,7 +262,7 @@ def _row_scores(swept: Sweep, loaded: Loaded, out: Records, uses: Sequence[str] 
         whole[places] = values
         return whole
 
-    losses, keys = row_losses(swept, kind), test.keys.numpy()
+    losses, keys = row_losses(swept, kind, predicted=predicted), test.keys.numpy()
     for s, mask in enumerate(swept.subsets):
         rows = swept.valid[s]
         if rows.any():
@@ -264,9 +275,9 @@ def _row_scores(swept: Sweep, loaded: Loaded, out: Records, uses: Sequence[str] 
                 values=spread(losses[s]),
                 keys=keys,
             )
-    for stage, how in (("raw", None), ("mask", calibration)):
-        if stage == "raw" or how is not None:
-            nll = mean_over_subsets(row_losses(swept, kind, "nll", how)[None])[0]
+    for stage, probs in (("raw", predicted), ("mask", tempered)):
+        if probs is not None:
+            nll = mean_over_subsets(row_losses(swept, kind, "nll", predicted=probs)[None])[0]
             n = int(np.isfinite(nll).sum())
             out.add("row", "nll", np.nanmean(nll) if n else None, n, stage=stage, values=spread(nll), keys=keys)
 

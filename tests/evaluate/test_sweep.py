@@ -322,6 +322,20 @@ def test_row_means_average_valid_subsets() -> None:
         table.row_losses(swept, "classification", "brier")
 
 
+def test_corrupted_inputs_that_a_first_call_made_serve_the_next_one() -> None:
+    model, batch = make_model(), make_batch()
+    made: dict[tuple[str, str], torch.Tensor | dict[str, torch.Tensor]] = {}
+    first = corruption_records(model, batch, "classification", made=made)
+    assert first == corruption_records(model, batch, "classification")
+    assert {(r["modality"], r["corruption"]) for r in first} == set(made)
+    assert corruption_records(model, batch, "classification", made=made) == first
+    made |= {
+        key: torch.zeros_like(value) for key, value in made.items() if isinstance(value, torch.Tensor)
+    }  # looked at, not made again
+    zeros = corruption_records(model, batch, "classification", made=made)
+    assert len({r["nll"] for r in zeros if r["modality"] == zeros[0]["modality"]}) == 1
+
+
 def test_corruption_records_score_the_rows_that_have_the_input() -> None:
     model, batch = make_model(), make_batch()
     out = corruption_records(model, batch, "classification")

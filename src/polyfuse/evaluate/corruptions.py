@@ -5,7 +5,7 @@ by 0 and 4. "stuck" and "scaled" are held out of the training augmentation. With
 answer exactly as if the input were missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,8 @@ def corruption_records(
     batch_size: int = 1024,
     given: Mapping[tuple[str, str], Value] | None = None,
     losses: bool = False,
+    made: MutableMapping[tuple[str, str], Value] | None = None,
+    classwise: bool = True,
 ) -> list[Record]:
     """Scores with one input broken, per corruption and modality, over the rows that have that modality.
 
@@ -52,6 +54,9 @@ def corruption_records(
         batch_size: Rows per encoder call.
         given: Inputs broken before they were encoded, ``{(modality, corruption): input}``, rows as in ``batch``.
         losses: Also ``losses``: an array over the rows of ``batch``, NaN where the modality is absent.
+        made: Takes the corrupted inputs, ``{(modality, "noise 3"): input}`` of the rows that have the modality, for the
+            next call with the same rows, scales and seed.
+        classwise: Also ``ece_classwise``.
 
     Returns:
         Dicts with ``corruption`` ("noise 3"), ``modality``, ``flagged``, ``n``, the scores of ``records``, and
@@ -71,11 +76,15 @@ def corruption_records(
             Reusing(model) if reusable else model, known_inputs, subsets=as_found, task=task, batch_size=batch_size
         )
         sure = confidence(task, predictions(clean, task, -1, calibration))
-        made = {name if value is None else f"{name} {value:g}": (name, value) for name, value in corruptions}
+        listed = {name if value is None else f"{name} {value:g}": (name, value) for name, value in corruptions}
         found = {name: value for (of, name), value in (given or {}).items() if of == modality}
-        for title in (*made, *found):
-            if title in made:
-                broken = corrupt_modality(rows, modality, *made[title], seed=seed, flagged=flagged, scales=scales)
+        for title in (*listed, *found):
+            if made is not None and (modality, title) in made and title in listed:
+                broken = _replaced(rows, modality, made[modality, title], None, flagged)
+            elif title in listed:
+                broken = corrupt_modality(rows, modality, *listed[title], seed=seed, flagged=flagged, scales=scales)
+                if made is not None:
+                    made[modality, title] = broken.inputs[modality]
             else:
                 broken = _replaced(rows, modality, found[title], here, flagged)
             now = replace(broken, inputs={**known_inputs.inputs, modality: broken.inputs[modality]})
@@ -88,7 +97,9 @@ def corruption_records(
                 "flagged": flagged,
                 "n": int(ok.sum()),
             }
-            record |= scores(task, swept.own[ok], swept.present[ok], swept.target[ok], calibration, scale=scale)
+            record |= scores(
+                task, swept.own[ok], swept.present[ok], swept.target[ok], calibration, scale=scale, classwise=classwise
+            )
             after = confidence(task, predictions(swept, task, -1, calibration))
             record["detection_auroc"] = auroc(sure[ok], after[ok])
             out.append(plain(record))
@@ -131,8 +142,10 @@ def flagged_difference(
     return out
 
 
-def _replaced(rows: Batch, modality: str, value: Value, here: Tensor, flagged: bool) -> Batch:
-    inputs = {**rows.inputs, **map_tensors({modality: value}, lambda tensor: tensor[here])}
+def _replaced(rows: Batch, modality: str, value: Value, here: Tensor | None, flagged: bool) -> Batch:
+    """``rows`` with another input: ``value``, or what it says of the rows ``here``."""
+    taken = {modality: value} if here is None else map_tensors({modality: value}, lambda tensor: tensor[here])
+    inputs = {**rows.inputs, **taken}
     present = rows.present.clone()
     if flagged:
         present[:, rows.modalities.index(modality)] = False

@@ -103,10 +103,11 @@ def scores(
     *,
     scale: float = 1.0,
     bins: int = BINS,
+    classwise: bool = True,
 ) -> dict[str, float]:
     """Raw scores of some rows and, with a calibration, what it makes of them (names in ``records``)."""
     y, here = np.asarray(target), np.asarray(present, bool)
-    out = score(task, probabilities(task, logits), y, scale=scale, bins=bins)
+    out = score(task, probabilities(task, logits), y, scale=scale, bins=bins, classwise=classwise)
     if calibration is None:
         return out
     calibrated = calibration.apply(logits, here)

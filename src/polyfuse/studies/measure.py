@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from polyfuse.calibrate import MaskTemperature, prior_logits
 from polyfuse.calibrate.stages import Stages, fit_stages, stage_records
 from polyfuse.config import CalibrateConfig, EvaluateConfig
-from polyfuse.data.batch import Batch
-from polyfuse.data.corrupt import fit_scales
+from polyfuse.data.batch import Batch, map_tensors
+from polyfuse.data.corrupt import TEST_CORRUPTIONS, fit_scales
 from polyfuse.data.keyed import key_of
 from polyfuse.datasets import DataSet
 from polyfuse.evaluate.baselines import presence_only
@@ -55,12 +55,16 @@ SCORES = (
 """Of ``metrics.score``, in this order; ``ece_equal_mass`` is written as ``ace``."""
 
 
+_MOST_BROKEN = 64 << 20  # bytes
+
+
 class Loaded:
     """A data set in a worker, and what many jobs need of it."""
 
     def __init__(self, data: DataSet, evaluate: EvaluateConfig, calibrate: CalibrateConfig, encode: bool) -> None:
         self.data = data
         self._answers: dict[bytes, Tensor] = {}
+        self.broken: dict[tuple[str, str], Any] = {}  # test inputs that the first job has corrupted
         self.task = Task(
             data.train, data.validation, data.test, data.specs, data.target, data.groups, evaluate, calibrate, encode
         )
@@ -69,6 +73,13 @@ class Loaded:
     def scales(self) -> dict[str, Any]:
         """Units of the noise."""
         return fit_scales(self.data.train)
+
+    @cached_property
+    def keeps_broken(self) -> bool:
+        """Whether all corrupted test inputs together are small enough to be kept between jobs."""
+        sizes: list[int] = []
+        map_tensors(self.data.test.inputs, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
+        return len(TEST_CORRUPTIONS) * sum(sizes) <= _MOST_BROKEN
 
     @cached_property
     def subsets(self) -> NDArray[np.bool_]:
@@ -286,6 +297,7 @@ def _broken_scores(model: Any, task: Task, plan: Plan, scales: Mapping[str, Any]
     """P5 and P6: inputs that are there and wrong; inputs that are wrong and marked absent."""
     test, kind = task.test, task.target.task
     places = torch.from_numpy(only(loaded.data.test, plan.uses)[1]) if plan.uses else None
+    whole = test is loaded.data.test and scales is loaded.scales
     given: dict[tuple[str, str], Any] = {}
     for (modality, name), value in loaded.data.broken.items():
         if modality in test.modalities:
@@ -299,6 +311,8 @@ def _broken_scores(model: Any, task: Task, plan: Plan, scales: Mapping[str, Any]
         batch_size=task.evaluate.batch_size,
         given=given,
         losses=not plan.uses,
+        made=loaded.broken if whole and loaded.keeps_broken else None,
+        classwise=False,
     )
     keys = test.keys.numpy()
     for record in found:

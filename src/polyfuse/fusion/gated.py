@@ -90,7 +90,14 @@ class GatedFusion(NamedFusion):
         bias = torch.cat([gate.get_parameter("bias") for gate in gates])
         read = [F.linear(x_BD, weight) for x_BD, weight in zip(inputs, weights, strict=True)]
         scores_SBMG = sum_over_subsets(read, subsets, bias=bias).unflatten(2, (len(inputs), -1))
-        z_SBMG = masked_softmax(scores_SBMG, subsets[:, None, :, None], dim=2)
-        fused = (z_SBMG.to(h_BMH.dtype) * h_BMH).sum(dim=2).flatten(0, 1)
-        shares = self.user_order(z_SBMG.mean(dim=-1).flatten(0, 1)).to(h_BMH.dtype)
+        shares = scores_SBMG.new_zeros(scores_SBMG.shape[:3])
+        fused_by_subset = []
+        for s, mask in enumerate(subsets):  # over what is present: half of all, and nothing to be masked
+            here = mask.nonzero()[:, 0]
+            scores_BKG = scores_SBMG[s].index_select(1, here)
+            z_BKG = scores_BKG.to(torch.promote_types(scores_BKG.dtype, torch.float32)).softmax(dim=1)
+            fused_by_subset.append((z_BKG.to(h_BMH.dtype) * h_BMH.index_select(1, here)).sum(dim=1))
+            shares[s, :, here] = z_BKG.mean(dim=-1).to(shares.dtype)
+        fused = torch.cat(fused_by_subset)
+        shares = self.user_order(shares.flatten(0, 1)).to(h_BMH.dtype)
         return FusionOutput(fused if readout is None else readout(fused), shares, {})

@@ -14,16 +14,16 @@ from polyfuse.studies.bench import Size
 from polyfuse.studies.floors import linear_floors
 
 REFERENCE, DEFAULT = "reference", "default"
-WIDTH, RATE, CORRUPTION = 64, 0.5, 0.15
+WIDTH, HIDDEN, RATE, CORRUPTION = 64, 128, 0.5, 0.15
 
 #: The default recipe, as chosen on validation rows (docs/lab-notes.md).
-DEFAULT_MODEL: Mapping[str, Any] = {"fusion": "concat", "corruption": CORRUPTION}
-DEFAULT_RECIPE: Mapping[str, Any] = {}
+DEFAULT_MODEL: Mapping[str, Any] = {"fusion": "slots", "corruption": CORRUPTION}
+DEFAULT_RECIPE: Mapping[str, Any] = {"passes": "sandwich", "distill": 0.5}
 
 
 def settings(data: DataSet, size: Size, **model: Any) -> tuple[ModelConfig, TrainConfig]:
     """Encoders, head and loop that all arms share, with what is special to one."""
-    encoders = {name: EncoderConfig(args={"hidden_dim": WIDTH}) for name in data.specs}
+    encoders = {name: EncoderConfig(args={"hidden_dim": HIDDEN}) for name in data.specs}
     shared: dict[str, Any] = {"embed_dim": WIDTH, "hidden": None, "dropout": 0.1, "encoders": encoders}
     special: dict[str, Any] = {"modality_dropout": RATE, "corruption": 0.0, **model}
     loop = TrainConfig(steps=size.steps, batch_size=64, lr=3e-3, evaluations=10, patience=None, threads=1)
@@ -43,10 +43,11 @@ def make(
     plan: Mapping[str, Any] | None = None,
     **model: Any,
 ) -> Plan:
-    """One arm; the tries are the same for all: the learning rate, then a weaker or stronger dropout."""
+    """One arm; the tries are the same for all: as it is, slower with more dropout in the encoders, slower."""
     config, train = settings(data, size, **model)
     train = train.model_copy(update={"recipe": RecipeConfig(**(recipe or {})), **(loop or {})})
-    tries: list[dict[str, Any]] = [{}, {"train.lr": 1e-3}, {"model.dropout": 0.3}]
+    cautious = {"train.lr": 1e-3} | {f"model.encoders.{input_}.args.dropout": 0.5 for input_ in data.specs}
+    tries: list[dict[str, Any]] = [{}, cautious, {"train.lr": 1e-3}]
     return Plan(name, label, kind, config, train, tuple(tries[: size.tries]), note=note, **(plan or {}))
 
 
@@ -56,7 +57,8 @@ def fusion_arms(data: DataSet, size: Size) -> list[Plan]:
     def arm(name: str, label: str, note: str, **more: Any) -> Plan:
         return make(data, size, name, label, note, **more)
 
-    bare = {"modality_dropout": 0.0}
+    bare: dict[str, Any] = {"modality_dropout": 0.0}
+    one: dict[str, Any] = {"fusion_args": {"num_layers": 1}}
     return [
         arm(
             REFERENCE,
@@ -107,8 +109,17 @@ def fusion_arms(data: DataSet, size: Size) -> list[Plan]:
         ),
         arm("embracenet", "EmbraceNet + dropout", "arXiv 1904.09078, expectation at test.", fusion="embracenet"),
         arm("low_rank", "LMF + dropout", "Low-rank tensor fusion (arXiv 1806.00064).", fusion="low_rank"),
+        arm("low_rank_plain", "LMF, no dropout", "Low-rank tensor fusion.", fusion="low_rank", **bare),
+        arm("tensor", "TFN + dropout", "Outer product of narrow embeddings (arXiv 1707.07250).", fusion="tensor"),
         arm("bottleneck", "MBT + dropout", "Bottleneck transformer (arXiv 2107.00135).", fusion="bottleneck"),
-        arm("transformer", "transformer + dropout", "Self-attention over one token per input.", fusion="transformer"),
+        arm("bottleneck_plain", "MBT, no dropout", "Bottleneck transformer.", fusion="bottleneck", **bare),
+        arm(
+            "transformer",
+            "transformer + dropout",
+            "Self-attention over one token per input.",
+            fusion="transformer",
+            **one,
+        ),
         arm(
             "product",
             "product of experts + dropout",
@@ -230,18 +241,16 @@ def recipe_arms(data: DataSet, size: Size) -> list[Plan]:
 
 
 def default_arms(data: DataSet, size: Size) -> list[Plan]:
-    """The default recipe."""
-    model = dict(DEFAULT_MODEL)
+    """The default recipe, and the same without one of its parts."""
+
+    def arm(name: str, label: str, note: str, recipe: Mapping[str, Any] = DEFAULT_RECIPE, **model: Any) -> Plan:
+        return make(data, size, name, label, note, recipe=recipe, **{**DEFAULT_MODEL, **model})
+
     return [
-        make(
-            data,
-            size,
-            DEFAULT,
-            "default recipe",
-            "What polyfuse trains unless told otherwise; chosen on validation rows.",
-            recipe=DEFAULT_RECIPE,
-            **model,
-        )
+        arm(DEFAULT, "default recipe", "Slots, sandwich passes with distillation, corruption; chosen in validation."),
+        arm("default_concat", "default, concat", "The default recipe without slots.", fusion="concat"),
+        arm("default_one_pass", "default, one pass", "Without sandwich passes and distillation.", recipe={}),
+        arm("default_clean", "default, no corruption", "Without corruption.", corruption=0.0),
     ]
 
 

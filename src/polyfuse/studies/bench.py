@@ -52,6 +52,7 @@ class Size:
             subsets it is one.
         bootstrap: Resamples of an interval.
         datasets: Those of this scale; empty = all of the study.
+        skip: Arms that this scale leaves out.
     """
 
     steps: int
@@ -60,6 +61,7 @@ class Size:
     oracles: int = 0
     bootstrap: int = 1000
     datasets: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ class _Run:
             began = time.perf_counter()
             try:
                 data = place.load(self.study.load, 0)
-                plans = self.study.arms(data, self.size)
+                plans = [p for p in self.study.arms(data, self.size) if p.name not in self.size.skip]
             except Exception as error:
                 self.failed.append((str(place), f"{type(error).__name__}: {error}"))
                 self.say(f"{place}: {type(error).__name__}: {error}")

@@ -180,7 +180,7 @@ def compare(
     overrides: Overrides = None,
     fusions: Annotated[
         str, typer.Option(help="Comma-separated fusions; see polyfuse list fusions.")
-    ] = "concat,late,gated,aecf",
+    ] = "slots,concat,late,gated,aecf",
     seeds: Annotated[int, typer.Option(help="Seeds per arm.")] = 5,
     target: Target = None,
     frozen: Annotated[

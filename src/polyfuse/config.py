@@ -58,7 +58,7 @@ class EncoderConfig(_Frozen):
 class ModelConfig(_Frozen):
     """Encoders, fusion and head, and what training takes away from the inputs."""
 
-    fusion: str = Field(default="concat", description="an entry of `polyfuse list fusions`")
+    fusion: str = Field(default="slots", description="an entry of `polyfuse list fusions`")
     fusion_args: dict[str, Argument] = Field(
         default_factory=dict, description="further arguments of the fusion, such as {num_heads: 4}"
     )
@@ -117,15 +117,18 @@ class ModelConfig(_Frozen):
 
 
 class RecipeConfig(_Frozen):
-    """What a step minimises beside the task's loss on the rows as dropout left them. Everything is off by default."""
+    """What a step minimises beside the task's loss on the rows as dropout left them.
+
+    The default is what measured best (docs/studies.md): sandwich passes with distillation.
+    """
 
     passes: Literal["one", "full", "sandwich"] = Field(
-        default="one",
+        default="sandwich",
         description="fusion passes of a step, encoders once: one: the rows as modality dropout left them; full: also "
         "with all they have; sandwich: that, and a random single input",
     )
     distill: Float = Field(
-        default=0.0,
+        default=1.0,
         ge=0,
         description="weight of the divergence from the full prediction to the poorer ones, rows weighted by the "
         "teacher's entropy (adds the full pass)",
@@ -194,6 +197,10 @@ class RecipeConfig(_Frozen):
     weak_amount: Float = Field(
         default=1.0, gt=0, description="rows added or filled, as a multiple of the rows that have the weak modality"
     )
+
+
+PLAIN = RecipeConfig(passes="one", distill=0.0)
+"""A step that minimises the task's loss alone, on the rows as dropout left them."""
 
 
 class TrainConfig(_Frozen):

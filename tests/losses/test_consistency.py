@@ -57,6 +57,11 @@ def test_distillation_weighs_by_the_entropy_of_the_teacher() -> None:
     poorer = torch.tensor([[0.0, 3.0], [0.0, 3.0]])
     rows = distillation("classification", torch.cat([sure, unsure]), poorer)
     assert rows[0] < 1e-4 < rows[1]
+    even = torch.zeros(1, 2)
+    torch.testing.assert_close(
+        distillation("classification", even, poorer[:1]), divergence("classification", even, poorer[:1])
+    )
+    torch.testing.assert_close(rows[1:], distillation("classification", unsure, poorer[1:]))  # whatever the batch
 
 
 def test_hinge_is_per_row_and_has_both_cases() -> None:

@@ -4,6 +4,8 @@ Every function compares a *richer* prediction (more inputs) with a *poorer* one 
 Shapes: B rows, C logits (regression: mean and log-variance).
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,9 +46,10 @@ def divergence(task: str, richer: Tensor, poorer: Tensor) -> Tensor:
 def distillation(task: str, richer: Tensor, poorer: Tensor) -> Tensor:
     """Divergence from a fixed richer prediction, rows weighted by the entropy of that teacher.
 
-    w_i = H(teacher_i) / mean H: a row of which the teacher is sure says little beyond its label.
-    Source: MMANet, https://arxiv.org/abs/2303.08028 (weights by teacher entropy); in-place distillation of subsets,
-    https://arxiv.org/abs/1903.05134. Regression has no such entropy: all rows weigh 1.
+    w_i = H(teacher_i) / ln C (labels: ln 2): a row of which the teacher is sure says little beyond its label. Source:
+    MMANet, https://arxiv.org/abs/2303.08028 (weights by teacher entropy); in-place distillation of subsets,
+    https://arxiv.org/abs/1903.05134. Differs: divided by the largest entropy there is, not by the batch's sum, so that a
+    row's weight does not depend on its batch. Regression has no such entropy: all rows weigh 1.
 
     Shape:
         richer, poorer: ``(B, C)``; returns ``(B,)``. No gradient reaches ``richer``.
@@ -54,8 +57,8 @@ def distillation(task: str, richer: Tensor, poorer: Tensor) -> Tensor:
     teacher = richer.detach()
     if task == "regression":
         return divergence(task, teacher, poorer)
-    entropy = prediction_entropy(task, teacher)
-    return entropy / entropy.mean().clamp(min=1e-6) * divergence(task, teacher, poorer)
+    largest = math.log(max(teacher.shape[1], 2)) if task == "classification" else math.log(2.0)
+    return prediction_entropy(task, teacher) / largest * divergence(task, teacher, poorer)
 
 
 def martingale_consistency(task: str, richer: Tensor, poorer: Tensor) -> Tensor:

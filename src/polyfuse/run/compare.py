@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyfuse.config import ModelConfig, RunConfig, make_config, save_config, to_dict
+from polyfuse.config import PLAIN, ModelConfig, RunConfig, make_config, save_config, to_dict
 from polyfuse.data.encode import Prepared, prepare
 from polyfuse.errors import UserError
 from polyfuse.files import check_new, new_folder, write_json
@@ -49,7 +49,7 @@ def compare_runs(
     source: Path,
     *,
     overrides: Sequence[str] = (),
-    fusions: Sequence[str] = ("concat", "late", "gated", "aecf"),
+    fusions: Sequence[str] = ("slots", "concat", "late", "gated", "aecf"),
     seeds: int = 5,
     target: Target = None,
     frozen: bool = False,
@@ -124,8 +124,9 @@ def _compare(
     task = _task(config, prepared, frozen, workers, report, say)
     reference = ModelConfig(**{**config.model.model_dump(), "fusion": "concat", "fusion_args": {}, "corruption": 0.0})
     train = config.train.model_copy(update={"threads": 1})
+    plain = train.model_copy(update={"recipe": PLAIN})
     plans = [
-        Plan(REFERENCE, "concat + dropout (reference)", "reference", reference, train, note="No corruption."),
+        Plan(REFERENCE, "concat + dropout (reference)", "reference", reference, plain, note="No corruption, one pass."),
         *(Plan(name, name, "arm", model, train) for name, model in arms.items()),
         Plan("presence_only", "presence only", "baseline", reference, train, baseline="presence_only"),
         Plan("gradient_boosting", "gradient boosting", "baseline", reference, train, baseline="gradient_boosting"),
@@ -140,7 +141,7 @@ def _compare(
         workers=workers,
         say=say,
     )
-    report.default = "concat" if "concat" in arms else None
+    report.default = "slots" if "slots" in arms else None
     report.watch = tuple(name for name in ("aecf",) if name in arms)
     report.commands = [this_command()]
     return report

@@ -6,7 +6,7 @@ Every arm has the same encoders, head, dropout, steps, optimiser and number of t
 from collections.abc import Mapping
 from typing import Any
 
-from polyfuse.config import EncoderConfig, ModelConfig, RecipeConfig, TrainConfig
+from polyfuse.config import PLAIN, EncoderConfig, ModelConfig, TrainConfig
 from polyfuse.datasets import DataSet
 from polyfuse.studies.aecf_reference import AecfReference
 from polyfuse.studies.arms import Plan, Task, train_plan
@@ -18,7 +18,7 @@ WIDTH, HIDDEN, RATE, CORRUPTION = 64, 128, 0.5, 0.15
 
 #: The default recipe, as chosen on validation rows (docs/lab-notes.md).
 DEFAULT_MODEL: Mapping[str, Any] = {"fusion": "slots", "corruption": CORRUPTION}
-DEFAULT_RECIPE: Mapping[str, Any] = {"passes": "sandwich", "distill": 0.5}
+DEFAULT_RECIPE: Mapping[str, Any] = {"passes": "sandwich", "distill": 1.0}
 
 #: Learning rate and dropout in the encoders: quick, or cautious.
 PACES = ((3e-3, 0.1), (1e-3, 0.5))
@@ -30,8 +30,8 @@ def settings(data: DataSet, size: Size, pace: tuple[float, float], **model: Any)
     lr, dropout = pace
     encoders = {name: EncoderConfig(args={"hidden_dim": HIDDEN, "dropout": dropout}) for name in data.specs}
     shared: dict[str, Any] = {"embed_dim": WIDTH, "hidden": None, "dropout": 0.1, "encoders": encoders}
-    special: dict[str, Any] = {"modality_dropout": RATE, "corruption": 0.0, **model}
-    loop = TrainConfig(steps=size.steps, batch_size=64, lr=lr, evaluations=6, patience=None, threads=1)
+    special: dict[str, Any] = {"fusion": "concat", "modality_dropout": RATE, "corruption": 0.0, **model}
+    loop = TrainConfig(steps=size.steps, batch_size=64, lr=lr, evaluations=6, patience=None, threads=1, recipe=PLAIN)
     return ModelConfig(**shared, **special), loop
 
 
@@ -63,7 +63,7 @@ def make(
 ) -> Plan:
     """One arm, at the pace that suits the reference; with several tries it may find its own settings."""
     config, train = settings(data, size, pace_of(data, size), **model)
-    train = train.model_copy(update={"recipe": RecipeConfig(**(recipe or {})), **(loop or {})})
+    train = train.model_copy(update={"recipe": PLAIN.model_copy(update=dict(recipe or {})), **(loop or {})})
     tries: list[dict[str, Any]] = [{}, {"model.dropout": 0.3}, {"train.lr": train.lr / 3}]
     return Plan(name, label, kind, config, train, tuple(tries[: size.tries]), note=note, **(plan or {}))
 
@@ -234,7 +234,7 @@ def recipe_arms(data: DataSet, size: Size) -> list[Plan]:
             "sandwich + distilling",
             "And subsets follow the complete prediction (MMANet weights).",
             passes="sandwich",
-            distill=0.5,
+            distill=1.0,
         ),
         arm("unimodal", "unimodal heads", "Every input's own loss, equal weights.", unimodal=1.0),
         arm("ogm_ge", "OGM-GE", "The leading encoder slowed down (arXiv 2203.15332).", balance="ogm_ge"),

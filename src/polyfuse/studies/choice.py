@@ -23,7 +23,7 @@ _HELD = 0.2
 #: Name: label, fusion, recipe, further settings of the model.
 CANDIDATES: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = {
     "concat_heads": ("concat + heads", "concat", {"unimodal": 0.5}, {}),
-    "concat_distill": ("concat + distilling", "concat", {"passes": "sandwich", "distill": 0.5}, {}),
+    "concat_distill": ("concat + distilling", "concat", {"passes": "sandwich", "distill": 1.0}, {}),
     "concat_corrupt": ("concat + corruption", "concat", {}, {"corruption": CORRUPTION}),
     "slots_plain": ("slots", "slots", {}, {}),
     "slots_corrupt": ("slots + corruption", "slots", {}, {"corruption": CORRUPTION}),
@@ -32,37 +32,37 @@ CANDIDATES: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] 
     "slots_distill_corrupt": (
         "slots + distilling + corruption",
         "slots",
-        {"passes": "sandwich", "distill": 0.5},
+        {"passes": "sandwich", "distill": 1.0},
         {"corruption": CORRUPTION},
     ),
     "slots_all": (
         "slots + distilling + heads + corruption",
         "slots",
-        {"passes": "sandwich", "distill": 0.5, "unimodal": 0.5},
+        {"passes": "sandwich", "distill": 1.0, "unimodal": 0.5},
         {"corruption": CORRUPTION},
     ),
     "slots_distill_corrupt_more": (
         "slots + distilling + 30 % corruption",
         "slots",
-        {"passes": "sandwich", "distill": 0.5},
+        {"passes": "sandwich", "distill": 1.0},
         {"corruption": 2 * CORRUPTION},
     ),
     "slots_distill_more_corrupt": (
         "slots + distilling x 2 + corruption",
         "slots",
-        {"passes": "sandwich", "distill": 1.0},
+        {"passes": "sandwich", "distill": 2.0},
         {"corruption": CORRUPTION},
     ),
     "hybrid_distill_corrupt": (
         "hybrid + distilling + corruption",
         "hybrid",
-        {"passes": "sandwich", "distill": 0.5},
+        {"passes": "sandwich", "distill": 1.0},
         {"corruption": CORRUPTION},
     ),
     "concat_distill_corrupt": (
         "concat + distilling + corruption",
         "concat",
-        {"passes": "sandwich", "distill": 0.5},
+        {"passes": "sandwich", "distill": 1.0},
         {"corruption": CORRUPTION},
     ),
     "embracenet_corrupt": ("EmbraceNet + corruption", "embracenet", {}, {"corruption": CORRUPTION}),

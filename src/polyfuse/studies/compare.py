@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyfuse.config import ModelConfig, TrainConfig
+from polyfuse.config import PLAIN, ModelConfig, TrainConfig
 from polyfuse.data.batch import Batch
 from polyfuse.data.keyed import key_of, uniform
 from polyfuse.data.spec import ModalitySpec, TargetSpec
@@ -96,7 +96,7 @@ def train_oracles(task: Task, plan: Plan, seeds: Sequence[int] = (0,), workers: 
 def oracle_plan(model: ModelConfig, train: TrainConfig) -> Plan:
     """The plan of the oracles that belong to an arm: its settings, nothing hidden and nothing corrupted."""
     alone = model.model_copy(update={"modality_dropout": 0.0, "corruption": 0.0})
-    return Plan("oracle", model=alone, train=train)
+    return Plan("oracle", model=alone, train=train.model_copy(update={"recipe": PLAIN}))
 
 
 def cache_features(

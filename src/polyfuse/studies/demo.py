@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyfuse.config import EncoderConfig, EvaluateConfig, ModelConfig, TrainConfig
+from polyfuse.config import PLAIN, EncoderConfig, EvaluateConfig, ModelConfig, TrainConfig
 from polyfuse.data.describe import class_counts, patterns
 from polyfuse.data.emoji import CLASSES, MISSING_RATE, MODALITIES, SPLITS, EmojiTables, load_emoji
 from polyfuse.errors import UserError
@@ -214,9 +214,10 @@ def run_demo(
 
 def arms(size: Scale) -> list[Plan]:
     """The arms, every one with as many settings to try on validation rows."""
-    train = TrainConfig(steps=size.steps, evaluations=16 if size.steps > 50 else 2, patience=6, threads=1)
-    plain = ModelConfig(modality_dropout=0.0, corruption=0.0)
-    dropped = ModelConfig(modality_dropout=0.5, corruption=0.0)
+    recipe = TrainConfig(steps=size.steps, evaluations=16 if size.steps > 50 else 2, patience=6, threads=1)
+    train = recipe.model_copy(update={"recipe": PLAIN})
+    plain = ModelConfig(fusion="concat", modality_dropout=0.0, corruption=0.0)
+    dropped = plain.model_copy(update={"modality_dropout": 0.5})
     rates = tuple({"model.modality_dropout": rate} for rate in RATES)[: size.tries]
     heads = tuple({"model.dropout": rate} for rate in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5))[: size.tries]
 
@@ -248,10 +249,10 @@ def arms(size: Scale) -> list[Plan]:
             DEFAULT,
             "default recipe",
             "arm",
-            dropped.model_copy(update={"corruption": 0.15}),
-            train,
+            ModelConfig(modality_dropout=0.5),
+            recipe,
             rates,
-            note="The reference plus unflagged corruption of 15 % of the inputs.",
+            note="Slots, sandwich passes with distillation, unflagged corruption of 15 % of the inputs.",
         ),
         Plan("presence_only", "presence only", "baseline", dropped, train, baseline="presence_only"),
         Plan("gradient_boosting", "gradient boosting", "baseline", dropped, train, baseline="gradient_boosting"),

@@ -83,7 +83,7 @@ def arms(data: DataSet, size: Size) -> list[Plan]:
             "Sandwich passes; subsets follow the complete prediction.",
             dropout=0.5,
             passes="sandwich",
-            distill=0.5,
+            distill=1.0,
         ),
         *(
             make(

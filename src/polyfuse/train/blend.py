@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from polyfuse.config import PLAIN
 from polyfuse.data.batch import Batch
 from polyfuse.errors import UserError
 from polyfuse.train.balance import blend_weights
@@ -37,7 +38,7 @@ def blend_trial(
     if validation is None or not len(validation):
         raise UserError("train.recipe.balance=g_blend measures on validation rows, got none")
     steps = config.steps or config.epochs * -(-len(train) // config.batch_size)
-    quiet = {"recipe": type(config.recipe)(), "patience": None, "evaluations": 6, "steps": max(steps // 3, 2)}
+    quiet = {"recipe": PLAIN, "patience": None, "evaluations": 6, "steps": max(steps // 3, 2)}
     plain = config.model_copy(update=quiet)
     curves: dict[str, list[dict[str, Any]]] = {}
     for name in ("", *train.modalities):

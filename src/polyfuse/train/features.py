@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from polyfuse.config import PLAIN
 from polyfuse.data.batch import Batch, map_tensors
 from polyfuse.data.spec import ModalitySpec, TargetSpec
 from polyfuse.errors import UserError
@@ -98,7 +99,7 @@ def fit_encoder(
         alone,
         own_train,
         own_validation,
-        config,
+        config.model_copy(update={"recipe": PLAIN}),  # one input has no subsets
         task=target.task,
         masking=masking,
         classes=target.classes,

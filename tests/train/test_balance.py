@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 from tests.train.test_loop import make_table, weights
+from tests.train.test_recipe import plain
 from torch import nn
 
-from polyfuse.config import ModelConfig, RecipeConfig, TrainConfig
+from polyfuse.config import ModelConfig, TrainConfig
 from polyfuse.data.batch import Batch
 from polyfuse.data.spec import ModalitySpec, TargetSpec
 from polyfuse.errors import UserError
@@ -29,7 +30,7 @@ def trainable(seed: int = 0) -> Any:
 
 def recipe_of(model: nn.Module, **settings: Any) -> Recipe:
     objective = Objective("classification", None, None)
-    return Recipe(RecipeConfig(**settings), model, objective, seed=1, row=make_table(1))
+    return Recipe(plain(**settings), model, objective, seed=1, row=make_table(1))
 
 
 def gradients(model: nn.Module, batch: Batch, **settings: Any) -> dict[str, torch.Tensor]:
@@ -166,7 +167,7 @@ def test_blend_reaches_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(seen) == {"", "a", "b", "c"}
     model, batch = trainable().eval(), make_table(40)
     even, odd = (
-        Recipe(RecipeConfig(balance="g_blend"), model, Objective("classification", None, None), 1, make_table(1), blend)
+        Recipe(plain(balance="g_blend"), model, Objective("classification", None, None), 1, make_table(1), blend)
         for blend in ({"": 1.0, "a": 1.0, "b": 1.0, "c": 1.0}, {"": 0.5, "a": 3.0, "b": 0.5, "c": 0.0})
     )
     found = []

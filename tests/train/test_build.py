@@ -24,7 +24,7 @@ TARGET = TargetSpec("classification", ("x", "y", "z"))
 
 
 def config(**settings: Any) -> ModelConfig:
-    return ModelConfig(**{"embed_dim": 8, "hidden": 6, **settings})
+    return ModelConfig(**{"fusion": "concat", "embed_dim": 8, "hidden": 6, **settings})
 
 
 @pytest.mark.parametrize("fusion", sorted(FUSIONS))

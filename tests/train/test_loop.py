@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from polyfuse.config import ModelConfig, TrainConfig
+from polyfuse.config import PLAIN, ModelConfig, TrainConfig
 from polyfuse.data.batch import Batch
 from polyfuse.data.spec import ModalitySpec, TargetSpec
 from polyfuse.errors import UserError
@@ -49,7 +49,7 @@ def make_table(rows: int, seed: int = 0, task: str = "classification") -> Batch:
 
 
 def make_model(task: str = "classification", **settings: Any) -> FusionModel:
-    config = ModelConfig(**{"embed_dim": 5, "hidden": 7, "dropout": 0.0, **settings})
+    config = ModelConfig(**{"fusion": "concat", "embed_dim": 5, "hidden": 7, "dropout": 0.0, **settings})
     return build_model(SPECS, TARGETS[task], config, encoders={name: nn.Identity() for name in NAMES})
 
 
@@ -57,7 +57,8 @@ def run(
     model: nn.Module, *, rows: int = 53, validation: bool = True, task: str = "classification", **more: Any
 ) -> FitResult:
     keys = {"masking", "classes", "run_dir", "resume", "progress", "fabric"}
-    settings = {"epochs": 3, "batch_size": 8, "evaluations": 4, **{k: v for k, v in more.items() if k not in keys}}
+    given = {k: v for k, v in more.items() if k not in keys}
+    settings = {"epochs": 3, "batch_size": 8, "evaluations": 4, "recipe": PLAIN, **given}
     held = make_table(29, 1, task) if validation else None
     rest = {k: v for k, v in more.items() if k in keys}
     return fit(model, make_table(rows, 0, task), held, TrainConfig(**settings), task=task, **rest)
@@ -173,7 +174,7 @@ def test_frozen_parts_stay_as_they_are() -> None:
     model = build_model(
         specs,
         TARGETS["classification"],
-        ModelConfig(embed_dim=5),
+        ModelConfig(fusion="concat", embed_dim=5),
         encoders={"a": frozen, "b": nn.Identity(), "c": nn.Identity()},
     )
     before = weights(frozen)

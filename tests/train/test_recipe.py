@@ -19,8 +19,13 @@ from polyfuse.train.stream import Masking, Stream
 from polyfuse.train.subset_dro import SubsetDRO
 
 
+def plain(**settings: Any) -> RecipeConfig:
+    """These settings, and nothing else."""
+    return RecipeConfig(**{"passes": "one", "distill": 0.0, **settings})
+
+
 def make_recipe(model: Any = None, task: str = "classification", **settings: Any) -> Recipe:
-    return Recipe(RecipeConfig(**settings), model or make_model(task), Objective(task, None, None), seed=3)
+    return Recipe(plain(**settings), model or make_model(task), Objective(task, None, None), seed=3)
 
 
 def dropped(batch: Batch) -> Batch:
@@ -47,8 +52,8 @@ def test_passes(settings: dict[str, Any], count: int) -> None:
     batch = make_table(12)
     masks = recipe.masks(dropped(batch), batch.present, step=5)
     assert masks.shape == (count, 12, 3)
-    assert recipe.passes == passes_per_step(RecipeConfig(**settings)) == count
-    assert active(RecipeConfig(**settings)) == bool(settings)
+    assert recipe.passes == passes_per_step(plain(**settings)) == count
+    assert active(plain(**settings)) == bool(settings)
     assert not (masks & ~batch.present).any()
     torch.testing.assert_close(masks[0], dropped(batch).present)
     if recipe.full:

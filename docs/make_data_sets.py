@@ -18,7 +18,7 @@ from polyfuse.datasets import DATASETS, DataSet, load_dataset
 from polyfuse.errors import UserError
 
 SPLITS = 3
-RESPLITS = 10
+RESPLITS = 5
 WIDEST = 1500
 HEAD = """# Data sets
 

@@ -48,8 +48,8 @@ def distillation(task: str, richer: Tensor, poorer: Tensor) -> Tensor:
 
     w_i = H(teacher_i) / ln C (labels: ln 2): a row of which the teacher is sure says little beyond its label. Source:
     MMANet, https://arxiv.org/abs/2303.08028 (weights by teacher entropy); in-place distillation of subsets,
-    https://arxiv.org/abs/1903.05134. Differs: divided by the largest entropy there is, not by the batch's sum, so that a
-    row's weight does not depend on its batch. Regression has no such entropy: all rows weigh 1.
+    https://arxiv.org/abs/1903.05134. Differs: divided by the largest entropy there is, not by the batch's sum, so that
+    a row's weight does not depend on its batch. Regression has no such entropy: all rows weigh 1.
 
     Shape:
         richer, poorer: ``(B, C)``; returns ``(B,)``. No gradient reaches ``richer``.

@@ -37,6 +37,7 @@ DATASETS = (
     "mfeat | missing 0.7",
     "htad | missing 0.7",
     "emoji | mnar",
+    "htad | mnar",
     "av_digits_degraded | weak audio",
 )
 SMALL = (
@@ -51,6 +52,7 @@ SMALL = (
     "mixed",
     "collapsed",
     "htad | missing 0.7",
+    "htad | mnar",
 )
 #: Arms that only the full scale has: costly, or telling little beside their neighbours.
 LEFT_OUT = (
@@ -103,6 +105,7 @@ INGREDIENTS = (
     ("distillation beyond sandwich passes", "distillation", "sandwich"),
     ("unflagged corruption", "corruption", REFERENCE),
     ("unimodal heads", "unimodal", REFERENCE),
+    ("proxy tokens beyond a full pass", "proxy", "full_pass"),
     ("subset GroupDRO", "dro", REFERENCE),
     ("stratified dropout", "concat_stratified", REFERENCE),
     ("slots, in the default recipe", DEFAULT, "default_concat"),

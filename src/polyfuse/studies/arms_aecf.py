@@ -236,6 +236,15 @@ def recipe_arms(data: DataSet, size: Size) -> list[Plan]:
             passes="sandwich",
             distill=1.0,
         ),
+        make(
+            data,
+            size,
+            "proxy",
+            "ref + proxy tokens",
+            "Empty slots hold what the others let expect (arXiv 2501.17823).",
+            fusion="proxy",
+            recipe={"proxy": 0.5},
+        ),
         arm("unimodal", "unimodal heads", "Every input's own loss, equal weights.", unimodal=1.0),
         arm("ogm_ge", "OGM-GE", "The leading encoder slowed down (arXiv 2203.15332).", balance="ogm_ge"),
         make(

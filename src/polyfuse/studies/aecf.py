@@ -120,7 +120,7 @@ AECF = Study(
     arms,
     {
         "smoke": Size(steps=40, seeds=2, oracles=1, bootstrap=200, datasets=("mixed",)),
-        "small": Size(steps=300, seeds=5, oracles=3, datasets=SMALL, skip=LEFT_OUT),
+        "small": Size(steps=300, tries=2, seeds=5, oracles=3, datasets=SMALL, skip=LEFT_OUT),
         "full": Size(steps=800, tries=3, seeds=10, oracles=5, bootstrap=2000),
     },
     questions=Questions(
@@ -131,7 +131,7 @@ AECF = Study(
         protocol=(
             "Encoders (one hidden layer on frozen features) and fusion are trained together.",
             "Every arm has the same rows, encoders, head, steps, batches and optimiser.",
-            "Learning rate and encoder dropout of all arms are those that suit the reference on validation rows.",
+            "Each arm chose one of two pairs of learning rate and encoder dropout on validation rows, first seed.",
             "Every non-empty subset of the inputs of every test row is scored; test rows are looked at once.",
             "Intervals are paired by row and seed and resample groups of rows and seeds.",
             "Their p-values are Holm-corrected over the arms of a data set.",

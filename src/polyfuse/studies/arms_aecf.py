@@ -9,7 +9,7 @@ from typing import Any
 from polyfuse.config import PLAIN, EncoderConfig, ModelConfig, TrainConfig
 from polyfuse.datasets import DataSet
 from polyfuse.studies.aecf_reference import AecfReference
-from polyfuse.studies.arms import Plan, Task, train_plan
+from polyfuse.studies.arms import Plan
 from polyfuse.studies.bench import Size
 from polyfuse.studies.floors import linear_floors
 
@@ -20,32 +20,14 @@ WIDTH, HIDDEN, RATE, CORRUPTION = 64, 128, 0.5, 0.15
 DEFAULT_MODEL: Mapping[str, Any] = {"fusion": "slots", "corruption": CORRUPTION}
 DEFAULT_RECIPE: Mapping[str, Any] = {"passes": "sandwich", "distill": 1.0}
 
-#: Learning rate and dropout in the encoders: quick, or cautious.
-PACES = ((3e-3, 0.1), (1e-3, 0.5))
-_CHOSEN: dict[tuple[Any, ...], tuple[float, float]] = {}
 
-
-def settings(data: DataSet, size: Size, pace: tuple[float, float], **model: Any) -> tuple[ModelConfig, TrainConfig]:
+def settings(data: DataSet, size: Size, **model: Any) -> tuple[ModelConfig, TrainConfig]:
     """Encoders, head and loop that all arms share, with what is special to one."""
-    lr, dropout = pace
-    encoders = {name: EncoderConfig(args={"hidden_dim": HIDDEN, "dropout": dropout}) for name in data.specs}
+    encoders = {name: EncoderConfig(args={"hidden_dim": HIDDEN, "dropout": 0.1}) for name in data.specs}
     shared: dict[str, Any] = {"embed_dim": WIDTH, "hidden": None, "dropout": 0.1, "encoders": encoders}
     special: dict[str, Any] = {"fusion": "concat", "modality_dropout": RATE, "corruption": 0.0, **model}
-    loop = TrainConfig(steps=size.steps, batch_size=64, lr=lr, evaluations=6, patience=None, threads=1, recipe=PLAIN)
+    loop = TrainConfig(steps=size.steps, batch_size=64, lr=3e-3, evaluations=6, patience=None, threads=1, recipe=PLAIN)
     return ModelConfig(**shared, **special), loop
-
-
-def pace_of(data: DataSet, size: Size) -> tuple[float, float]:
-    """The one of ``PACES`` with which the reference has the lower validation loss: tuned for what is to be beaten."""
-    key = (data.name, size.steps, len(data.train), int(data.train.keys.sum()), int(data.train.present.sum()))
-    if key not in _CHOSEN:
-        task = Task(data.train, data.validation, data.test, data.specs, data.target, encode=True)
-        losses = []
-        for pace in PACES:
-            plan = Plan("pace", "", "arm", *settings(data, size, pace))
-            losses.append(train_plan(task, plan, task.train, task.validation, task.specs)[1].best_metric)
-        _CHOSEN[key] = PACES[losses.index(min(losses))]
-    return _CHOSEN[key]
 
 
 def make(
@@ -61,10 +43,11 @@ def make(
     plan: Mapping[str, Any] | None = None,
     **model: Any,
 ) -> Plan:
-    """One arm, at the pace that suits the reference; with several tries it may find its own settings."""
-    config, train = settings(data, size, pace_of(data, size), **model)
+    """One arm. Tries are the same for all: quick as it is, slower with more dropout in the encoders, slower."""
+    config, train = settings(data, size, **model)
     train = train.model_copy(update={"recipe": PLAIN.model_copy(update=dict(recipe or {})), **(loop or {})})
-    tries: list[dict[str, Any]] = [{}, {"model.dropout": 0.3}, {"train.lr": train.lr / 3}]
+    cautious = {"train.lr": 1e-3} | {f"model.encoders.{name_}.args.dropout": 0.5 for name_ in data.specs}
+    tries: list[dict[str, Any]] = [{}, cautious, {"train.lr": 1e-3}]
     return Plan(name, label, kind, config, train, tuple(tries[: size.tries]), note=note, **(plan or {}))
 
 

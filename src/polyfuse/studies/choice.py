@@ -20,54 +20,29 @@ from polyfuse.studies.tables import Questions
 
 _HELD = 0.2
 
+DISTILL: Mapping[str, Any] = {"passes": "sandwich", "distill": 1.0}
+HEADS: Mapping[str, Any] = {"unimodal": 0.5}
+CORRUPT: Mapping[str, Any] = {"corruption": CORRUPTION}
+SOME: Mapping[str, Any] = {"slot_dropout": 0.2}
+NONE: Mapping[str, Any] = {"slot_dropout": 0.0}
+
 #: Name: label, fusion, recipe, further settings of the model.
 CANDIDATES: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = {
-    "concat_heads": ("concat + heads", "concat", {"unimodal": 0.5}, {}),
-    "concat_distill": ("concat + distilling", "concat", {"passes": "sandwich", "distill": 1.0}, {}),
-    "concat_corrupt": ("concat + corruption", "concat", {}, {"corruption": CORRUPTION}),
+    "concat_heads": ("concat + heads", "concat", HEADS, {}),
+    "concat_distill": ("concat + distilling", "concat", DISTILL, {}),
+    "concat_corrupt": ("concat + corruption", "concat", {}, CORRUPT),
+    "concat_distill_corrupt": ("concat + distilling + corruption", "concat", DISTILL, CORRUPT),
     "slots_plain": ("slots", "slots", {}, {}),
-    "slots_corrupt": ("slots + corruption", "slots", {}, {"corruption": CORRUPTION}),
-    "slots_heads": ("slots + heads", "slots", {"unimodal": 0.5}, {}),
-    "slots_heads_corrupt": ("slots + heads + corruption", "slots", {"unimodal": 0.5}, {"corruption": CORRUPTION}),
-    "slots_distill_corrupt": (
-        "slots + distilling + corruption",
-        "slots",
-        {"passes": "sandwich", "distill": 1.0},
-        {"corruption": CORRUPTION},
-    ),
-    "slots_all": (
-        "slots + distilling + heads + corruption",
-        "slots",
-        {"passes": "sandwich", "distill": 1.0, "unimodal": 0.5},
-        {"corruption": CORRUPTION},
-    ),
-    "slots_distill_corrupt_more": (
-        "slots + distilling + 30 % corruption",
-        "slots",
-        {"passes": "sandwich", "distill": 1.0},
-        {"corruption": 2 * CORRUPTION},
-    ),
-    "slots_distill_more_corrupt": (
-        "slots + distilling x 2 + corruption",
-        "slots",
-        {"passes": "sandwich", "distill": 2.0},
-        {"corruption": CORRUPTION},
-    ),
-    "hybrid_distill_corrupt": (
-        "hybrid + distilling + corruption",
-        "hybrid",
-        {"passes": "sandwich", "distill": 1.0},
-        {"corruption": CORRUPTION},
-    ),
-    "concat_distill_corrupt": (
-        "concat + distilling + corruption",
-        "concat",
-        {"passes": "sandwich", "distill": 1.0},
-        {"corruption": CORRUPTION},
-    ),
-    "embracenet_corrupt": ("EmbraceNet + corruption", "embracenet", {}, {"corruption": CORRUPTION}),
-    "hybrid_corrupt": ("hybrid + corruption", "hybrid", {}, {"corruption": CORRUPTION}),
-    "product_corrupt": ("product of experts + corruption", "product_of_experts", {}, {"corruption": CORRUPTION}),
+    "slots_distill": ("slots + distilling", "slots", DISTILL, {}),
+    "slots_heads_corrupt": ("slots + heads + corruption", "slots", HEADS, CORRUPT),
+    "slots_distill_corrupt": ("slots + distilling + corruption", "slots", DISTILL, CORRUPT),
+    "slots_some": ("slots (0.2) + distilling + corruption", "slots", DISTILL, {**CORRUPT, "fusion_args": SOME}),
+    "slots_some_clean": ("slots (0.2) + distilling", "slots", DISTILL, {"fusion_args": SOME}),
+    "slots_none": ("slots (0) + distilling + corruption", "slots", DISTILL, {**CORRUPT, "fusion_args": NONE}),
+    "slots_all": ("slots + distilling + heads + corruption", "slots", {**DISTILL, **HEADS}, CORRUPT),
+    "hybrid_distill_corrupt": ("hybrid + distilling + corruption", "hybrid", DISTILL, CORRUPT),
+    "embracenet_corrupt": ("EmbraceNet + corruption", "embracenet", {}, CORRUPT),
+    "product_distill_corrupt": ("product + distilling + corruption", "product_of_experts", DISTILL, CORRUPT),
 }
 
 
@@ -115,8 +90,8 @@ CHOICE = Study(
     arms,
     {
         "smoke": Size(steps=40, seeds=2, bootstrap=200, datasets=("htad",)),
-        "small": Size(steps=400, seeds=3, bootstrap=500),
-        "full": Size(steps=800, seeds=10, oracles=3),
+        "small": Size(steps=300, tries=2, seeds=3, bootstrap=500),
+        "full": Size(steps=800, tries=3, seeds=10, oracles=3),
     },
     questions=Questions(
         question="Which recipe is best in validation over all real data sets?",

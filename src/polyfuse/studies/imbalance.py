@@ -123,7 +123,7 @@ IMBALANCE = Study(
     arms,
     {
         "smoke": Size(steps=40, seeds=2, bootstrap=200, datasets=("collapsed | scarce a 0.2",)),
-        "small": Size(steps=300, seeds=5),
+        "small": Size(steps=300, tries=2, seeds=5),
         "full": Size(steps=800, tries=3, seeds=10, oracles=3, bootstrap=2000),
     },
     questions=Questions(

@@ -64,6 +64,14 @@ def test_modulation_scales_and_adds_noise_of_the_gradients_size() -> None:
     torch.testing.assert_close(other.weight.grad, torch.ones(3, 3))
 
 
+def test_a_batch_may_lack_a_modality() -> None:
+    model, batch = trainable(), make_table(20)
+    present = torch.ones_like(batch.present)
+    present[:, 1] = False
+    found = gradients(model, batch.with_present(present), passes="full", balance="ogm_ge")
+    assert all(bool(value.isfinite().all()) for value in found.values())
+
+
 def test_pareto_weights_are_the_point_of_least_norm() -> None:
     g = torch.Generator().manual_seed(0)
     first, second = torch.randn(7, generator=g), torch.randn(7, generator=g)

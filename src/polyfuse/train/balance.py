@@ -47,10 +47,11 @@ def modulate(encoders: Mapping[str, nn.Module], coefficients: Mapping[str, float
     """Scale every encoder's gradients, in place, and add noise of their own standard deviation (the "GE" of OGM-GE).
 
     Equation 9 of the paper gives the noise the covariance of the gradient; like the released code we take the standard
-    deviation of each parameter's gradient, drawn from the default generator. Encoders with coefficient 1 stay as is.
+    deviation of each parameter's gradient, drawn from the default generator. Encoders with coefficient 1, or none (a
+    batch may lack a modality), stay as they are.
     """
     for name, encoder in encoders.items():
-        coefficient = coefficients[name]
+        coefficient = coefficients.get(name, 1.0)
         if coefficient == 1.0:
             continue
         for parameter in encoder.parameters():

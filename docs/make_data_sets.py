@@ -92,8 +92,8 @@ def scores_of(data: DataSet) -> Scores:
     """Reference scores of one split."""
     names = list(data.specs)
     complete = data.test.rows(data.test.present.all(dim=1).nonzero()[:, 0])
-    assert data.train.target is not None  # noqa: S101
-    assert complete.target is not None  # noqa: S101
+    assert data.train.target is not None  # noqa: S101 - data sets have targets
+    assert complete.target is not None  # noqa: S101 - data sets have targets
     y, truth, outputs = data.train.target.numpy(), complete.target.numpy(), data.target.outputs
     out: Scores = {}
     late = np.zeros((len(complete), outputs))
@@ -158,7 +158,7 @@ def compared(reached: Mapping[str, Scores]) -> str:
 
 def about_target(data: DataSet) -> str:
     """Classes and the share of the commonest, or labels and their shares."""
-    assert data.train.target is not None  # noqa: S101
+    assert data.train.target is not None  # noqa: S101 - data sets have targets
     if data.target.task == "classification":
         share = data.train.target.bincount().max().item() / len(data.train)
         return f"{data.target.outputs} classes, the commonest {share:.3f} of the training rows"

@@ -142,7 +142,7 @@ class RecipeConfig(_Frozen):
     monotone: Float = Field(
         default=0.0,
         ge=0,
-        description="weight of the mean loss with all inputs above that with fewer, where it is above",
+        description="weight of the mean loss of a pass with all inputs above that with fewer",
     )
     instance_passes: Int = Field(
         default=0,
@@ -210,7 +210,10 @@ class TrainConfig(_Frozen):
     steps: Int | None = Field(default=None, ge=1, description="optimiser steps in all; replaces epochs")
     batch_size: Int = Field(default=64, ge=1, description="rows per optimiser step, over all processes and passes")
     accumulate: Int = Field(
-        default=1, ge=1, description="passes a step is cut into, to save memory; the result is the same"
+        default=1,
+        ge=1,
+        description="passes a step is cut into, to save memory; the same result, but for recipe.monotone and "
+        "recipe.subset_dro, which look at one pass, and for what a fusion or dropout draws",
     )
     lr: Float = Field(default=2e-3, gt=0, description="peak learning rate of AdamW")
     weight_decay: Float = Field(

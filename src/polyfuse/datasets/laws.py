@@ -31,10 +31,10 @@ class Law(Protocol):
     """
 
     @property
-    def seen(self) -> tuple[tuple[int, ...], ...]: ...  # noqa: D102
+    def seen(self) -> tuple[tuple[int, ...], ...]: ...  # noqa: D102 - told above
 
     @property
-    def strength(self) -> tuple[tuple[float, ...], ...]: ...  # noqa: D102
+    def strength(self) -> tuple[tuple[float, ...], ...]: ...  # noqa: D102 - told above
 
     @property
     def task(self) -> str:

@@ -20,6 +20,7 @@ from polyfuse.run.reports import blank_report
 from polyfuse.run.source import Say, Target, quiet, resolve
 from polyfuse.studies.arms import Plan, Task
 from polyfuse.studies.compare import cache_features, compare_arms, oracle_plan
+from polyfuse.train.recipe import passes_per_step
 
 REFERENCE = "reference"
 
@@ -124,10 +125,18 @@ def _compare(
     task = _task(config, prepared, frozen, workers, report, say)
     reference = ModelConfig(**{**config.model.model_dump(), "fusion": "concat", "fusion_args": {}, "corruption": 0.0})
     train = config.train.model_copy(update={"threads": 1})
-    plain = train.model_copy(update={"recipe": PLAIN})
+    one_pass = train.model_copy(update={"recipe": PLAIN})
+    passes = f"{passes_per_step(train.recipe)} fusion passes a step, corruption {config.model.corruption:g}."
     plans = [
-        Plan(REFERENCE, "concat + dropout (reference)", "reference", reference, plain, note="No corruption, one pass."),
-        *(Plan(name, name, "arm", model, train) for name, model in arms.items()),
+        Plan(
+            REFERENCE,
+            "concat + dropout (reference)",
+            "reference",
+            reference,
+            one_pass,
+            note="1 fusion pass a step, no corruption.",
+        ),
+        *(Plan(name, name, "arm", model, train, note=passes) for name, model in arms.items()),
         Plan("presence_only", "presence only", "baseline", reference, train, baseline="presence_only"),
         Plan("gradient_boosting", "gradient boosting", "baseline", reference, train, baseline="gradient_boosting"),
     ]

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from polyfuse.errors import UserError
 from polyfuse.fusion import FUSIONS
 from polyfuse.losses.task import task_loss
-from polyfuse.models.fusion_model import ModelOutput
+from polyfuse.models import ModelOutput
 from polyfuse.train.objective import Objective, class_weight
 
 TARGET = torch.tensor([0, 0, 0, 0, 1, 1, 2])

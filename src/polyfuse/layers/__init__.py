@@ -1,5 +1,7 @@
-"""Layers: attention pooling over modalities, curriculum masking and the entropy gate."""
+"""Layers: attention between tokens, attention pooling over modalities, curriculum masking and the entropy gate."""
 
+from polyfuse.layers.attention import Attention, CoAttention
+from polyfuse.layers.attention_maps import capture_attention
 from polyfuse.layers.attention_pool import (
     FusionPool,
     MultimodalAttentionPool,
@@ -8,12 +10,21 @@ from polyfuse.layers.attention_pool import (
 )
 from polyfuse.layers.curriculum_masking import CurriculumMasking
 from polyfuse.layers.entropy_gate import EntropyGate
+from polyfuse.layers.key_value_cache import KeyValueCache
+from polyfuse.layers.transformer import CoAttentionLayer, FeedForward, TransformerLayer
 
 __all__ = [
+    "Attention",
+    "CoAttention",
+    "CoAttentionLayer",
     "CurriculumMasking",
     "EntropyGate",
+    "FeedForward",
     "FusionPool",
+    "KeyValueCache",
     "MultimodalAttentionPool",
+    "TransformerLayer",
+    "capture_attention",
     "create_fusion_pool",
     "multimodal_attention_pool",
 ]

@@ -1,6 +1,7 @@
 """Whole models. ``MODELS`` names them."""
 
-from polyfuse.models.fusion_model import FusionModel, ModelOutput
+from polyfuse.models.fusion_model import FusionModel
+from polyfuse.models.output import ModelOutput
 from polyfuse.registry import Registry
 
 MODELS = Registry("model", {"fusion_model": FusionModel})

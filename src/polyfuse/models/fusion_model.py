@@ -4,7 +4,7 @@ Shapes: B batch, M modalities, D embedding width, C outputs, S subsets. Masks: T
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,7 @@ from torch import Tensor, nn
 from polyfuse.fusion.named import NamedModules
 from polyfuse.fusion.subsets import Readout, fuse_repeated
 from polyfuse.heads import split_head
-
-
-class ModelOutput(NamedTuple):
-    """What a model returns.
-
-    Attributes:
-        logits: ``(B, C)`` logits, or ``(B, 2)`` mean and log-variance for regression.
-        weights: ``(B, M)`` share of each modality, exactly zero where absent; None where the fusion has no weights.
-        info: Further tensors of the fusion, by name.
-    """
-
-    logits: Tensor
-    weights: Tensor | None
-    info: dict[str, Tensor]
+from polyfuse.models.output import ModelOutput
 
 
 def zero_absent(name: str, value: Any, present_B: Tensor) -> Any:

@@ -28,7 +28,7 @@ from polyfuse.losses.consistency import (
     proxy_loss,
 )
 from polyfuse.losses.task import task_loss
-from polyfuse.models.fusion_model import ModelOutput
+from polyfuse.models.output import ModelOutput
 from polyfuse.train.balance import (
     combine,
     gradients_of,

@@ -1,0 +1,64 @@
+"""Keys and values of tokens that have been seen, so that the next token costs one row and not all of them.
+
+Shapes: B batch, H heads, T tokens, d width of a head.
+"""
+
+from torch import Tensor
+
+
+class KeyValueCache:
+    """Room for ``max_length`` tokens, taken at the first ``append``; nothing is copied when a token is added.
+
+    Args:
+        max_length: Most tokens; None = as many as the first ``append`` brings (a context that does not grow).
+    """
+
+    def __init__(self, max_length: int | None = None) -> None:
+        self.max_length = max_length
+        self.length = 0
+        self._key: Tensor | None = None
+        self._value: Tensor | None = None
+
+    @property
+    def filled(self) -> bool:
+        """Whether anything is in it."""
+        return self.length > 0
+
+    def append(self, key_BHTd: Tensor, value_BHTd: Tensor) -> tuple[Tensor, Tensor]:
+        """Add tokens; return all keys and values so far.
+
+        Raises:
+            ValueError: If there is no room left.
+        """
+        batch, heads, new, width = key_BHTd.shape
+        if self._key is None or self._value is None:
+            room = new if self.max_length is None else self.max_length
+            self._key = key_BHTd.new_empty(batch, heads, room, width)
+            self._value = value_BHTd.new_empty(batch, heads, room, value_BHTd.shape[-1])
+        end = self.length + new
+        if end > self._key.shape[2]:
+            raise ValueError(f"the cache has room for {self._key.shape[2]} tokens, got {end}")
+        self._key[:, :, self.length : end] = key_BHTd
+        self._value[:, :, self.length : end] = value_BHTd
+        self.length = end
+        return self.read()
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """All keys and values so far, ``(B, H, length, d)`` each.
+
+        Raises:
+            ValueError: If nothing was appended.
+        """
+        if self._key is None or self._value is None:
+            raise ValueError("the cache is empty: append keys and values first")
+        return self._key[:, :, : self.length], self._value[:, :, : self.length]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep the rows ``rows (B',)`` in that order: what beam search does after every token, and finished rows."""
+        if self._key is not None and self._value is not None:
+            self._key, self._value = self._key.index_select(0, rows), self._value.index_select(0, rows)
+
+
+def caches(number: int, max_length: int | None = None) -> list[KeyValueCache]:
+    """One cache per layer."""
+    return [KeyValueCache(max_length) for _ in range(number)]

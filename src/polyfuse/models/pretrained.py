@@ -1,0 +1,181 @@
+"""What the named models share: a folder on disk, heads by task name, original checkpoints in and out."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from polyfuse.models.convert import Rule, read_original, read_tensors, write_original
+
+_SETTINGS, _WEIGHTS = "config.json", "model.safetensors"
+
+
+def arguments(local: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments out of ``locals()``, as JSON can keep them: what rebuilds the model."""
+    left_out = {"self", "__class__", "device", "dtype"}
+    return {name: _plain(value) for name, value in local.items() if name not in left_out}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return [_plain(part) for part in value]
+    return value
+
+
+class PretrainedModel(nn.Module):
+    """Base of the named models.
+
+    A subclass sets ``HEADS`` and, in ``__init__``, ``self.config = arguments(locals())`` (taken before any other local
+    exists); where original checkpoints exist it implements ``original_config``, ``original_rules`` and
+    ``original_heads``.
+    """
+
+    #: ``{task: builder(model, **kwargs) -> nn.Module}``: the heads that can be attached.
+    HEADS: ClassVar[Mapping[str, Callable[..., nn.Module]]] = {}
+    #: Layouts that ``from_original`` reads and ``to_original`` writes, the default first.
+    LAYOUTS: ClassVar[tuple[str, ...]] = ()
+
+    config: dict[str, Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict()
+        self.head_config: dict[str, dict[str, Any]] = {}
+
+    def attach(self, *tasks: str, **kwargs: Any) -> Self:
+        """Attach a new head per task (replacing an older one); ``kwargs`` go to its builder.
+
+        Raises:
+            ValueError: If the model knows no such task.
+        """
+        for task in tasks:
+            if task not in self.HEADS:
+                known = ", ".join(sorted(self.HEADS)) or "none"
+                raise ValueError(f"{type(self).__name__} has no head for {task!r}; it has: {known}")
+            self.heads[task] = self.HEADS[task](self, **kwargs)
+            self.head_config[task] = _plain(kwargs)
+        return self
+
+    def asked(self, tasks: Iterable[str] | None) -> list[str]:
+        """The attached heads to run: ``tasks``, or all of them.
+
+        Raises:
+            ValueError: If one is not attached.
+        """
+        wanted = list(self.heads) if tasks is None else list(tasks)
+        missing = [task for task in wanted if task not in self.heads]
+        if missing:
+            raise ValueError(f"no head attached for {missing}; attached: {list(self.heads)}; call .attach(task) first")
+        return wanted
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder``."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {"model": type(self).__name__, "config": self.config, "heads": self.head_config}
+        (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        save_file({k: v.detach().contiguous() for k, v in self.state_dict().items()}, folder / _WEIGHTS)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> Self:
+        """Read what ``save_pretrained`` wrote, bit for bit, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If the folder holds another model, or its weights do not fit.
+        """
+        folder = Path(folder)
+        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        if settings.get("model") != cls.__name__:
+            raise ValueError(f"{folder} holds a {settings.get('model')!r}, expected a {cls.__name__!r}")
+        with torch.device("meta"):
+            model = cls(**settings["config"])
+            for task, kwargs in settings["heads"].items():
+                model.attach(task, **kwargs)
+        state = read_tensors(folder / _WEIGHTS)
+        return model._take(state, where=str(folder)).to(device).eval()
+
+    def _take(self, state: Mapping[str, Tensor], where: str) -> Self:
+        """Adopt the tensors; keys and shapes must agree exactly."""
+        own = self.state_dict()
+        wrong = [f"missing {name}" for name in own if name not in state]
+        wrong += [f"unexpected {name}" for name in state if name not in own]
+        wrong += [
+            f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ]
+        if wrong:
+            shown = "; ".join(wrong[:10]) + (f"; and {len(wrong) - 10} more" if len(wrong) > 10 else "")
+            raise ValueError(f"weights in {where} do not fit {type(self).__name__}: {shown}")
+        # A model that still lives on the meta device takes the tensors as they are.
+        self.load_state_dict(dict(state), strict=True, assign=any(t.is_meta for t in own.values()))
+        self._fill_meta_buffers()
+        return self
+
+    def _fill_meta_buffers(self) -> None:
+        """Make the buffers that are not saved, which a model built on the meta device lacks; overridden where any."""
+
+    @classmethod
+    def from_original(
+        cls,
+        source: Mapping[str, Tensor] | str | Path,
+        config: Mapping[str, Any] | str | Path | None = None,
+        *,
+        layout: str | None = None,
+    ) -> Self:
+        """Build the model from its authors' checkpoint, heads included, in evaluation mode.
+
+        Args:
+            source: Tensors by their original names, or a file of them: safetensors, or a PyTorch file (read with
+                ``weights_only=True``).
+            config: The original config, as a mapping or its JSON file; None where the tensors tell everything.
+            layout: One of ``LAYOUTS``; None = told from the names.
+
+        Raises:
+            ValueError: With a list, if tensors cannot be mapped, are missing, or do not fit.
+        """
+        state = dict(source) if isinstance(source, Mapping) else read_tensors(Path(source))
+        settings: Mapping[str, Any] | None = (
+            json.loads(Path(config).read_text(encoding="utf-8")) if isinstance(config, (str, Path)) else config
+        )
+        kwargs = cls.original_config(state, settings)
+        with torch.device("meta"):  # no time for initial values that the checkpoint replaces
+            model = cls(**kwargs)
+            for task, options in cls.original_heads(state, settings).items():
+                model.attach(task, **options)
+        rules, ignored = model.original_rules(state, layout)
+        ours = read_original(state, rules, ignored=ignored, expected=model.state_dict(), name=cls.__name__)
+        return model._take(ours, where="the checkpoint").eval()
+
+    def to_original(self, layout: str | None = None) -> dict[str, Tensor]:
+        """The weights under their original names: the exact inverse of ``from_original``."""
+        rules, _ = self.original_rules(None, layout or (self.LAYOUTS[0] if self.LAYOUTS else None))
+        return write_original(self.state_dict(), rules)
+
+    @classmethod
+    def original_config(cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Constructor arguments from the original config (and shapes)."""
+        raise NotImplementedError(f"{cls.__name__} has no original layout")
+
+    @classmethod
+    def original_heads(cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+        """``{task: kwargs}`` of the heads that the checkpoint holds."""
+        return {}
+
+    def original_rules(
+        self, state: Mapping[str, Tensor] | None, layout: str | None
+    ) -> tuple[list[Rule], Callable[[str], bool]]:
+        """Rules between our names and the original ones, and which original names carry nothing.
+
+        ``state`` is None when writing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no original layout")

@@ -191,7 +191,7 @@ class CoAttention(nn.Module):
         inner_dim: Width of query, key and value; None = the larger of the two.
         shared: One set of weights for both directions; needs equal widths.
         bias: Whether projections have biases.
-        dropout: On the attention weights, in training.
+        dropout: On the attention weights, in training; two numbers = on what the first, the second stream reads.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
@@ -213,7 +213,7 @@ class CoAttention(nn.Module):
         inner_dim: int | None = None,
         shared: bool = False,
         bias: bool = True,
-        dropout: float = 0.0,
+        dropout: float | tuple[float, float] = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -222,7 +222,7 @@ class CoAttention(nn.Module):
             raise ValueError(f"shared weights need streams of one width, got {dims[0]} and {dims[1]}")
         inner_dim = check_heads(max(dims) if inner_dim is None else inner_dim, num_heads)
         factory: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
-        self.num_heads, self.dropout, self.shared = num_heads, dropout, shared
+        self.num_heads, self.dropout, self.shared = num_heads, pair(dropout), shared
         streams = dims[:1] if shared else dims
         self.qkv = nn.ModuleList(nn.Linear(dim, 3 * inner_dim, **factory) for dim in streams)
         self.out = nn.ModuleList(nn.Linear(inner_dim, dim, **factory) for dim in streams)
@@ -236,10 +236,15 @@ class CoAttention(nn.Module):
         """
         q_1, k_1, v_1 = split_qkv(self.qkv[0](first), 3, self.num_heads)
         q_2, k_2, v_2 = split_qkv(self.qkv[-1](second), 3, self.num_heads)
-        dropout = self.dropout if self.training else 0.0
-        read_1 = attend(self, q_1, k_2, v_2, mask_BK=second_mask, dropout=dropout, part="first")
-        read_2 = attend(self, q_2, k_1, v_1, mask_BK=first_mask, dropout=dropout, part="second")
+        drop_1, drop_2 = self.dropout if self.training else (0.0, 0.0)
+        read_1 = attend(self, q_1, k_2, v_2, mask_BK=second_mask, dropout=drop_1, part="first")
+        read_2 = attend(self, q_2, k_1, v_1, mask_BK=first_mask, dropout=drop_2, part="second")
         return self.out[0](read_1), self.out[-1](read_2)
+
+
+def pair(value: float | tuple[float, float]) -> tuple[float, float]:
+    """One number for each of two streams."""
+    return value if isinstance(value, tuple) else (value, value)
 
 
 def check_heads(inner_dim: int, num_heads: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyfuse.layers.attention import Attention, CoAttention
+from polyfuse.layers.attention import Attention, CoAttention, pair
 from polyfuse.layers.key_value_cache import KeyValueCache
 
 
@@ -202,8 +202,8 @@ class CoAttentionLayer(nn.Module):
         self_attention: Each stream reads itself after it read the other.
         norm_first: Pre-norm or post-norm.
         activation: Entry of ``ACTIVATIONS``.
-        dropout: On what every part adds.
-        attention_dropout: On attention weights; None = ``dropout``.
+        dropout: On what every part adds; two numbers = one per stream.
+        attention_dropout: On attention weights; two numbers = on what each stream reads; None = ``dropout``.
         eps: Of the norms.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -223,17 +223,17 @@ class CoAttentionLayer(nn.Module):
         self_attention: bool = False,
         norm_first: bool = False,
         activation: str = "gelu",
-        dropout: float = 0.0,
-        attention_dropout: float | None = None,
+        dropout: float | tuple[float, float] = 0.0,
+        attention_dropout: float | tuple[float, float] | None = None,
         eps: float = 1e-5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        weights_dropout = dropout if attention_dropout is None else attention_dropout
+        weights_dropout = pair(dropout if attention_dropout is None else attention_dropout)
         hidden_dims = (4 * dims[0], 4 * dims[1]) if hidden_dims is None else hidden_dims
-        self.norm_first, self.dropout = norm_first, dropout
+        self.norm_first, self.dropout = norm_first, pair(dropout)
         self.co_attention = CoAttention(
             dims, num_heads, inner_dim=inner_dim, shared=shared, dropout=weights_dropout, **factory
         )
@@ -241,16 +241,16 @@ class CoAttentionLayer(nn.Module):
         options: dict[str, Any] = {
             "norm_first": norm_first,
             "activation": activation,
-            "dropout": dropout,
-            "attention_dropout": weights_dropout,
             "eps": eps,
             **factory,
         }
         self.self_attention = self_attention
         if self_attention:
             self.streams = nn.ModuleList(
-                TransformerLayer(dim, num_heads, hidden, **options)
-                for dim, hidden in zip(dims, hidden_dims, strict=True)
+                TransformerLayer(dim, num_heads, hidden, dropout=drop, attention_dropout=weights_drop, **options)
+                for dim, hidden, drop, weights_drop in zip(
+                    dims, hidden_dims, self.dropout, weights_dropout, strict=True
+                )
             )
         else:
             self.mlp = nn.ModuleList(
@@ -259,8 +259,9 @@ class CoAttentionLayer(nn.Module):
             )
             self.mlp_norm = nn.ModuleList(nn.LayerNorm(dim, eps=eps, **factory) for dim in dims)
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout and self.training else x
+    def _drop(self, x: Tensor, stream: int) -> Tensor:
+        rate = self.dropout[stream]
+        return F.dropout(x, rate, self.training) if rate and self.training else x
 
     def forward(
         self, first: Tensor, second: Tensor, first_mask: Tensor | None = None, second_mask: Tensor | None = None
@@ -270,14 +271,14 @@ class CoAttentionLayer(nn.Module):
         inside = tuple(norm(x) if self.norm_first else x for norm, x in zip(norms, (first, second), strict=True))
         read = self.co_attention(*inside, first_mask=first_mask, second_mask=second_mask)
         streams = [
-            x + self._drop(add) if self.norm_first else norm(x + self._drop(add))
-            for x, add, norm in zip((first, second), read, norms, strict=True)
+            x + self._drop(add, i) if self.norm_first else norm(x + self._drop(add, i))
+            for i, (x, add, norm) in enumerate(zip((first, second), read, norms, strict=True))
         ]
         if self.self_attention:
             masks = (first_mask, second_mask)
             after = [layer(x, mask) for layer, x, mask in zip(self.streams, streams, masks, strict=True)]
             return after[0], after[1]
         after = []
-        for x, mlp, norm in zip(streams, self.mlp, self.mlp_norm, strict=True):
-            after.append(x + self._drop(mlp(norm(x))) if self.norm_first else norm(x + self._drop(mlp(x))))
+        for i, (x, mlp, norm) in enumerate(zip(streams, self.mlp, self.mlp_norm, strict=True)):
+            after.append(x + self._drop(mlp(norm(x)), i) if self.norm_first else norm(x + self._drop(mlp(x), i)))
         return after[0], after[1]

@@ -133,7 +133,8 @@ def write_original(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[s
     for one in rules:
         value = state[one.ours].detach()
         value = value.t() if one.transpose else value
-        for key, part in zip(one.theirs, value.chunk(len(one.theirs)), strict=True):
+        parts = value.chunk(len(one.theirs)) if len(one.theirs) > 1 else (value,)  # a number cannot be cut
+        for key, part in zip(one.theirs, parts, strict=True):
             theirs[key] = part.clone().contiguous()
         for key in one.copies:
             theirs[key] = theirs[one.theirs[0]].clone()

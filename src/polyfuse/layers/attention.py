@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from polyfuse.layers.attention_maps import recorder
 from polyfuse.layers.key_value_cache import KeyValueCache
+from polyfuse.layers.padding import Packing
 
 
 def attend(
@@ -142,7 +143,7 @@ class Attention(nn.Module):
         x_BQD: Tensor,
         context_BKD: Tensor | None = None,
         *,
-        mask: Tensor | None = None,
+        mask: Tensor | Packing | None = None,
         causal: bool = False,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
@@ -152,13 +153,20 @@ class Attention(nn.Module):
             x_BQD: ``(B, Q, dim)``.
             context_BKD: ``(B, K, context_dim)``, if and only if the layer was built with ``context_dim``; not needed
                 again once a ``cache`` holds its keys.
-            mask: ``(B, K)`` bool over the keys (those in the cache included), or ``(B, Q, K)``.
+            mask: ``(B, K)`` bool over the keys (those in the cache included), or ``(B, Q, K)``; a ``Packing`` where the
+                stream is ``(1, N, D)``, packed: every token reads those of its own row.
             causal: No token sees a later one.
             cache: Keys and values of earlier calls; self-attention appends to it, attention to a context fills it once.
 
         Raises:
-            ValueError: If a context is given to self-attention, or missing.
+            ValueError: If a context is given to self-attention, or missing, or a packed stream needs more than
+                self-attention.
         """
+        dropout = self.dropout if self.training else 0.0
+        if isinstance(mask, Packing):
+            if self.context_dim is not None or context_BKD is not None or cache is not None:
+                raise ValueError("packed tokens take self-attention alone, without a context and without a cache")
+            return self.out(self._attend_packed(self.qkv(x_BQD), mask, causal, dropout))
         if self.context_dim is None:
             if context_BKD is not None:
                 raise ValueError("self-attention takes no context; build the layer with context_dim")
@@ -175,8 +183,15 @@ class Attention(nn.Module):
                 key, value = split_qkv(self.key_value(context_BKD), 2, self.num_heads)
                 if cache is not None:
                     key, value = cache.append(key, value)
-        dropout = self.dropout if self.training else 0.0
         return self.out(attend(self, query, key, value, mask_BK=mask, causal=causal, dropout=dropout))
+
+    def _attend_packed(self, qkv_1NE: Tensor, packing: Packing, causal: bool, dropout: float) -> Tensor:
+        """``(1, N, inner_dim)``: rows of one length lie side by side, so a group is a view and needs no mask."""
+        read = []
+        for (rows, length), part in zip(packing.groups, qkv_1NE[0].split(packing.sizes), strict=True):
+            query, key, value = split_qkv(part.unflatten(0, (rows, length)), 3, self.num_heads)
+            read.append(attend(self, query, key, value, causal=causal, dropout=dropout).flatten(0, 1))
+        return torch.cat(read)[None]
 
 
 class CoAttention(nn.Module):

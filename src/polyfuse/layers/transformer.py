@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from polyfuse.layers.attention import Attention, CoAttention, pair
 from polyfuse.layers.key_value_cache import KeyValueCache
+from polyfuse.layers.padding import Packing
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ class TransformerLayer(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | Packing | None = None,
         *,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
@@ -165,7 +166,8 @@ class TransformerLayer(nn.Module):
 
         Args:
             x_BTD: The stream.
-            mask: ``(B, T)`` bool (with a cache: over all tokens so far), or ``(B, T, T)``; None = all.
+            mask: ``(B, T)`` bool (with a cache: over all tokens so far), or ``(B, T, T)``; None = all; a ``Packing``
+                where the stream is packed.
             context: ``(B, K, context_dim)``; may be None once the cache holds it.
             context_mask: ``(B, K)`` bool.
             causal: No token sees a later one.

@@ -3,17 +3,48 @@
 Shapes: B batch, L tokens, D width, V vocabulary. Masks: True = present.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polyfuse.layers.attention_maps import capture_attention
+from polyfuse.layers.padding import run_layers
 from polyfuse.layers.transformer import ACTIVATIONS, TransformerLayer, activation_named
-from polyfuse.models.convert import Rule, rules_for, strip_prefix
+from polyfuse.models.bert_original import (
+    bert_arguments,
+    bert_embedding_rules,
+    bert_layer_rules,
+    check_bert_config,
+    gamma_beta_renamed,
+    gamma_beta_written,
+    mlm_rules,
+)
+from polyfuse.models.convert import Rule, read_tensors, rules_for
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.pretrained import PretrainedModel, arguments
+
+__all__ = [
+    "Bert",
+    "BertEmbeddings",
+    "BertPooler",
+    "TransformHead",
+    "bert_arguments",
+    "bert_base",
+    "bert_embedding_rules",
+    "bert_layer_rules",
+    "bert_layers",
+    "bert_tiny",
+    "first_present",
+    "gamma_beta_renamed",
+    "init_bert",
+    "mlm_head",
+    "mlm_rules",
+    "zero_empty",
+]
 
 
 class BertEmbeddings(nn.Module):
@@ -144,9 +175,9 @@ class TransformHead(nn.Module):
 
 
 class Bert(PretrainedModel):
-    """BERT's encoder, with a masked-language head to attach (``mlm``).
+    """BERT's encoder, with heads for masked words (``mlm``) and the next sentence (``nsp``) to attach.
 
-    Source: https://arxiv.org/abs/1810.04805.
+    Source: https://arxiv.org/abs/1810.04805. A text without any token (all False in its mask) comes out as zeros.
 
     Args:
         vocab_size: Token ids.
@@ -156,6 +187,7 @@ class Bert(PretrainedModel):
         hidden_dim: Hidden width of the feed-forward parts.
         max_length: Positions.
         type_vocab_size: Token types.
+        padding_id: Id whose row of the word table gets no gradient; None = no such id.
         activation: Entry of ``ACTIVATIONS``.
         dropout: On embeddings and on what every part adds.
         attention_dropout: On attention weights.
@@ -165,12 +197,13 @@ class Bert(PretrainedModel):
         dtype: Dtype of the parameters.
 
     Example:
-        >>> model = Bert(vocab_size=50, dim=32, num_layers=2, num_heads=4, hidden_dim=48, max_length=16)
+        >>> model = bert_tiny()
         >>> model(torch.ones(3, 5, dtype=torch.long)).sequence.shape
         torch.Size([3, 5, 32])
     """
 
-    LAYOUTS = ("bert",)
+    #: Hugging Face's names, and the same from the days when a norm had ``gamma`` and ``beta``.
+    LAYOUTS = ("bert", "gamma_beta")
 
     def __init__(
         self,
@@ -182,6 +215,7 @@ class Bert(PretrainedModel):
         hidden_dim: int = 3072,
         max_length: int = 512,
         type_vocab_size: int = 2,
+        padding_id: int | None = 0,
         activation: str = "gelu",
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
@@ -195,7 +229,14 @@ class Bert(PretrainedModel):
         self.config = config
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embeddings = BertEmbeddings(
-            vocab_size, dim, max_length=max_length, type_vocab_size=type_vocab_size, eps=eps, dropout=dropout, **factory
+            vocab_size,
+            dim,
+            max_length=max_length,
+            type_vocab_size=type_vocab_size,
+            padding_id=padding_id,
+            eps=eps,
+            dropout=dropout,
+            **factory,
         )
         self.layers = bert_layers(
             num_layers, dim, num_heads, hidden_dim, activation, dropout, attention_dropout, eps, **factory
@@ -204,13 +245,21 @@ class Bert(PretrainedModel):
         init_bert(self)
 
     def encode(
-        self, input_ids: Tensor, token_type_ids: Tensor | None = None, text_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        *,
+        skip_padding: bool = False,
     ) -> Tensor:
-        """Token states ``(B, L, D)`` of ``(B, L)`` ids, types and mask (True = a token)."""
+        """Token states ``(B, L, D)`` of ``(B, L)`` ids, types and mask (True = a token).
+
+        ``skip_padding`` computes present tokens only, see ``run_layers``: the same states, zeros at absent tokens;
+        ignored in a compiled or exported model and while attention is captured.
+        """
         x_BLD = self.embeddings(input_ids, token_type_ids)
-        for layer in self.layers:
-            x_BLD = layer(x_BLD, text_mask)
-        return x_BLD
+        x_BLD = run_layers(self.layers, x_BLD, text_mask, skip_padding=skip_padding)
+        return x_BLD if text_mask is None else zero_empty(x_BLD, text_mask)
 
     def forward(
         self,
@@ -218,46 +267,109 @@ class Bert(PretrainedModel):
         token_type_ids: Tensor | None = None,
         text_mask: Tensor | None = None,
         *,
-        tasks: tuple[str, ...] | None = None,
+        tasks: Sequence[str] | None = None,
+        return_attention: bool = False,
+        skip_padding: bool = False,
     ) -> ModelOutput:
-        """``sequence (B, L, D)``, ``pooled (B, D)`` and ``mlm_logits (B, L, V)``, as far as the model has them."""
-        sequence = self.encode(input_ids, token_type_ids, text_mask)
+        """``sequence (B, L, D)``, ``pooled (B, D)``, and of heads ``mlm_logits (B, L, V)``, ``nsp_logits (B, 2)``.
+
+        Args:
+            input_ids: ``(B, L)``.
+            token_type_ids: ``(B, L)``, None = 0.
+            text_mask: ``(B, L)`` bool, None = all present.
+            tasks: Heads to run, None = all attached.
+            return_attention: Fill ``attentions`` with ``{"layers.0.attention": (B, H, L, L), ...}``.
+            skip_padding: As in ``encode``.
+        """
+        asked = self.asked(tasks)
+        if return_attention:
+            with capture_attention(self) as attentions:
+                sequence = self.encode(input_ids, token_type_ids, text_mask)
+        else:
+            attentions = None
+            sequence = self.encode(input_ids, token_type_ids, text_mask, skip_padding=skip_padding)
         info = {"sequence": sequence}
         if self.pooler is not None:
-            info["pooled"] = self.pooler(sequence)
-        for task in self.asked(tasks):
-            info[f"{task}_logits"] = self.heads[task](sequence, self.embeddings.words.weight)
-        return ModelOutput(None, None, info)
+            info["pooled"] = self.pooler(first_present(sequence, text_mask))
+        for task in asked:
+            head = self.heads[task]
+            info[f"{task}_logits"] = (
+                head(sequence, self.embeddings.words.weight) if task == "mlm" else head(info["pooled"])
+            )
+        return ModelOutput(None, None, info, attentions)
+
+    @classmethod
+    def from_original(
+        cls,
+        source: Mapping[str, Tensor] | str | Path,
+        config: Mapping[str, Any] | str | Path | None = None,
+        *,
+        layout: str | None = None,
+    ) -> Self:
+        """Build the model from a Hugging Face BERT: bare, with the masked-language head, or with both heads.
+
+        Old norms (``gamma``, ``beta``), a ``bert.`` or ``module.`` prefix, index buffers and tied matrices may be there
+        or not. For arguments and errors see ``PretrainedModel.from_original``.
+        """
+        state = dict(source) if isinstance(source, Mapping) else read_tensors(Path(source))
+        model = super().from_original(gamma_beta_renamed(state), config, layout=layout)
+        if any(key.endswith(".gamma") for key in state):
+            model.read_layout = "gamma_beta"
+        return model
+
+    def to_original(self, layout: str | None = None) -> dict[str, Tensor]:
+        """The weights under their original names: as they were read, or as Hugging Face's class has them now."""
+        written = super().to_original(layout)
+        for key in self.read_names if layout is None else ():
+            if key.endswith("position_ids"):
+                written[key] = torch.arange(self.config["max_length"])[None]
+        if (layout or self.read_layout) == "gamma_beta":
+            written = gamma_beta_written(written)
+        return written
 
     @classmethod
     def original_config(cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> dict[str, Any]:
         """From Hugging Face's ``config.json`` of a ``bert`` model."""
         if config is None:
             raise ValueError("a BERT checkpoint needs its config (config.json), got None")
-        kwargs = bert_arguments(config)
-        kwargs["pooler"] = any(key.endswith("pooler.dense.weight") for key in state)
-        return kwargs
+        check_bert_config(config)
+        kwargs = {**bert_arguments(config), "pooler": any(key.endswith("pooler.dense.weight") for key in state)}
+        return {**kwargs, "padding_id": config["pad_token_id"]} if "pad_token_id" in config else kwargs
 
     @classmethod
     def original_heads(cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-        """``mlm``, where the checkpoint has it."""
-        return {"mlm": {}} if "cls.predictions.bias" in state else {}
+        """``mlm`` and ``nsp``, where the checkpoint has them."""
+        marks = {"mlm": "cls.predictions.bias", "nsp": "cls.seq_relationship.weight"}
+        return {task: {} for task, key in marks.items() if key in state}
 
     def original_rules(
         self, state: Mapping[str, Tensor] | None, layout: str | None
     ) -> tuple[list[Rule], Callable[[str], bool]]:
         """The names that the BERT code base gave, ``bert.`` in front where there are heads or the file has it."""
-        start = "bert." if self.heads or (state and any(key.startswith("bert.") for key in state)) else ""
+        names = self.read_names if state is None else state
+        start = "bert." if self.heads or any(key.startswith("bert.") for key in names) else ""
         rules = bert_embedding_rules("embeddings", f"{start}embeddings")
         rules += bert_layer_rules("layers", f"{start}encoder.layer", len(self.layers))
         if self.pooler is not None:
             rules += rules_for("pooler.dense", f"{start}pooler.dense")
         if "mlm" in self.heads:
             rules += mlm_rules("heads.mlm", "cls.predictions", "embeddings.words.weight", rules)
-        return (
-            rules,
-            lambda key: key.endswith("position_ids") or (not self.heads and key.startswith("cls.seq_relationship")),
-        )
+        if "nsp" in self.heads:
+            rules += rules_for("heads.nsp", "cls.seq_relationship")
+        return rules, lambda key: key.endswith("position_ids")
+
+
+def zero_empty(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """Zeros in rows without any token: what stands in an absent text reaches neither output nor gradient."""
+    return x_BTD.masked_fill(~mask_BT.any(dim=1)[:, None, None], 0.0)
+
+
+def first_present(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """``(B, 1, D)``: the first token that is there, the first one where none is."""
+    if mask_BT is None:
+        return x_BTD[:, :1]
+    place_B11 = mask_BT.int().argmax(dim=1)[:, None, None]
+    return x_BTD.gather(1, place_B11.expand(-1, -1, x_BTD.shape[2]))
 
 
 def _mlm_head(model: Any, **kwargs: Any) -> nn.Module:
@@ -279,7 +391,27 @@ def mlm_head(words: Tensor, activation: str, eps: float) -> TransformHead:
     return head
 
 
-Bert.HEADS = {"mlm": _mlm_head}
+def _nsp_head(model: Bert) -> nn.Module:
+    if model.pooler is None:
+        raise ValueError("the next-sentence head reads the pooled vector; build the model with pooler=True")
+    like = model.embeddings.words.weight
+    head = nn.Linear(like.shape[1], 2, device=like.device, dtype=like.dtype)
+    init_bert(head)
+    return head
+
+
+Bert.HEADS = {"mlm": _mlm_head, "nsp": _nsp_head}
+
+
+def bert_base(**kwargs: Any) -> Bert:
+    """BERT base, uncased: 109,482,240 parameters; keywords as ``Bert``'s."""
+    return Bert(**kwargs)
+
+
+def bert_tiny(**kwargs: Any) -> Bert:
+    """18,304 parameters, for tests."""
+    tiny = {"vocab_size": 50, "dim": 32, "num_layers": 2, "num_heads": 4, "hidden_dim": 48, "max_length": 16}
+    return Bert(**{**tiny, **kwargs})
 
 
 def bert_layers(
@@ -320,68 +452,3 @@ def init_bert(module: nn.Module, std: float = 0.02) -> None:
         if isinstance(part, nn.Embedding) and part.padding_idx is not None:
             with torch.no_grad():
                 part.weight[part.padding_idx].fill_(0.0)
-
-
-def bert_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments from a BERT config's keys, those that are there."""
-    names = {
-        "vocab_size": "vocab_size",
-        "hidden_size": "dim",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_heads",
-        "intermediate_size": "hidden_dim",
-        "max_position_embeddings": "max_length",
-        "type_vocab_size": "type_vocab_size",
-        "hidden_act": "activation",
-        "hidden_dropout_prob": "dropout",
-        "attention_probs_dropout_prob": "attention_dropout",
-        "layer_norm_eps": "eps",
-    }
-    return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
-
-
-def bert_embedding_rules(ours: str, theirs: str) -> list[Rule]:
-    """Word, position and type tables and their norm."""
-    tables = {"words": "word_embeddings", "positions": "position_embeddings", "types": "token_type_embeddings"}
-    rules = [Rule(f"{ours}.{mine}.weight", (f"{theirs}.{name}.weight",)) for mine, name in tables.items()]
-    return rules + rules_for(f"{ours}.norm", f"{theirs}.LayerNorm")
-
-
-def bert_layer_rules(ours: str, theirs: str, number: int) -> list[Rule]:
-    """Layers ``0`` to ``number - 1`` of an encoder."""
-    rules: list[Rule] = []
-    for index in range(number):
-        a, b = f"{ours}.{index}", f"{theirs}.{index}"
-        own = f"{b}.attention.self"
-        rules += rules_for(f"{a}.attention.qkv", f"{own}.query", f"{own}.key", f"{own}.value")
-        rules += rules_for(f"{a}.attention.out", f"{b}.attention.output.dense")
-        rules += rules_for(f"{a}.attention_norm", f"{b}.attention.output.LayerNorm")
-        rules += rules_for(f"{a}.mlp.up", f"{b}.intermediate.dense")
-        rules += rules_for(f"{a}.mlp.down", f"{b}.output.dense")
-        rules += rules_for(f"{a}.mlp_norm", f"{b}.output.LayerNorm")
-    return rules
-
-
-def mlm_rules(ours: str, theirs: str, words: str, rules: list[Rule]) -> list[Rule]:
-    """The masked-language head; its tied matrix becomes a checked copy of the word table's rule, which is changed."""
-    place = next(index for index, one in enumerate(rules) if one.ours == words)
-    old = rules[place]
-    rules[place] = Rule(old.ours, old.theirs, copies=(*old.copies, f"{theirs}.decoder.weight"))
-    return [
-        Rule(f"{ours}.bias", (f"{theirs}.bias",), copies=()),
-        *rules_for(f"{ours}.dense", f"{theirs}.transform.dense"),
-        *rules_for(f"{ours}.norm", f"{theirs}.transform.LayerNorm"),
-    ]
-
-
-def gamma_beta_renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Old checkpoints call a norm's parameters ``gamma`` and ``beta``; a parallel run puts ``module.`` in front."""
-    renamed = {
-        key.removesuffix(".gamma") + ".weight"
-        if key.endswith(".gamma")
-        else key.removesuffix(".beta") + ".bias"
-        if key.endswith(".beta")
-        else key: value
-        for key, value in state.items()
-    }
-    return strip_prefix(renamed, "module.")

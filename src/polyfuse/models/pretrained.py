@@ -46,6 +46,8 @@ class PretrainedModel(nn.Module):
         super().__init__()
         self.heads = nn.ModuleDict()
         self.head_config: dict[str, dict[str, Any]] = {}
+        self.read_layout: str | None = None
+        self.read_names: frozenset[str] = frozenset()
 
     def attach(self, *tasks: str, **kwargs: Any) -> Self:
         """Attach a new head per task (replacing an older one); ``kwargs`` go to its builder.
@@ -154,12 +156,23 @@ class PretrainedModel(nn.Module):
                 model.attach(task, **options)
         rules, ignored = model.original_rules(state, layout)
         ours = read_original(state, rules, ignored=ignored, expected=model.state_dict(), name=cls.__name__)
+        model.read_layout, model.read_names = layout, frozenset(state)
         return model._take(ours, where="the checkpoint").eval()
 
     def to_original(self, layout: str | None = None) -> dict[str, Tensor]:
-        """The weights under their original names: the exact inverse of ``from_original``."""
-        rules, _ = self.original_rules(None, layout or (self.LAYOUTS[0] if self.LAYOUTS else None))
-        return write_original(self.state_dict(), rules)
+        """The weights under their original names: the exact inverse of ``from_original``.
+
+        Args:
+            layout: One of ``LAYOUTS``; None = the one that was read, with copies of tied tensors only where it had
+                them; the first for a model that was not read.
+        """
+        rules, _ = self.original_rules(None, layout or self.read_layout or (self.LAYOUTS[0] if self.LAYOUTS else None))
+        written = write_original(self.state_dict(), rules)
+        if layout is None and self.read_names:
+            known = [rule for rule in rules if rule.theirs[0] in self.read_names]
+            for key in {key for rule in known for key in rule.copies} - self.read_names:
+                written.pop(key, None)
+        return written
 
     @classmethod
     def original_config(cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> dict[str, Any]:

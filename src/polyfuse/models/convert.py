@@ -20,6 +20,7 @@ class Rule:
         transpose: Whether the original is the transposed matrix.
         shape: Our shape where the original's differs by axes of length 1; None = as it is.
         copies: Original names that hold the same tensor again (tied weights): checked when reading, written too.
+        original_shape: The original's shape, where ``shape`` is ours: what is written.
     """
 
     ours: str
@@ -27,6 +28,7 @@ class Rule:
     transpose: bool = False
     shape: tuple[int, ...] | None = None
     copies: tuple[str, ...] = ()
+    original_shape: tuple[int, ...] | None = None
 
 
 def rule(ours: str, *theirs: str, transpose: bool = False) -> Rule:
@@ -133,6 +135,7 @@ def write_original(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[s
     for one in rules:
         value = state[one.ours].detach()
         value = value.t() if one.transpose else value
+        value = value if one.original_shape is None else value.reshape(one.original_shape)
         parts = value.chunk(len(one.theirs)) if len(one.theirs) > 1 else (value,)  # a number cannot be cut
         for key, part in zip(one.theirs, parts, strict=True):
             theirs[key] = part.clone().contiguous()

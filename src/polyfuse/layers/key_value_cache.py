@@ -28,16 +28,21 @@ class KeyValueCache:
         """Add tokens; return all keys and values so far.
 
         Raises:
-            ValueError: If there is no room left.
+            ValueError: If there is no room left, or rows, heads or widths are others than before.
         """
         batch, heads, new, width = key_BHTd.shape
         if self._key is None or self._value is None:
             room = new if self.max_length is None else self.max_length
             self._key = key_BHTd.new_empty(batch, heads, room, width)
             self._value = value_BHTd.new_empty(batch, heads, room, value_BHTd.shape[-1])
+        held = self._key.shape
+        if (batch, heads, width) != (held[0], held[1], held[3]):  # a single row would be broadcast over all
+            raise ValueError(
+                f"the cache holds keys of ({held[0]}, {held[1]}, *, {held[3]}), got {tuple(key_BHTd.shape)}"
+            )
         end = self.length + new
-        if end > self._key.shape[2]:
-            raise ValueError(f"the cache has room for {self._key.shape[2]} tokens, got {end}")
+        if end > held[2]:
+            raise ValueError(f"the cache has room for {held[2]} tokens, got {end}")
         self._key[:, :, self.length : end] = key_BHTd
         self._value[:, :, self.length : end] = value_BHTd
         self.length = end

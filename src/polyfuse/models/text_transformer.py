@@ -116,7 +116,7 @@ class TextTower(nn.Module):
         Raises:
             ValueError: If a text is longer than ``context_length``, or the mask is not of the ids' shape.
         """
-        self._check(input_ids, text_mask)
+        self.check(input_ids, text_mask)
         ends_B = self.end_of(input_ids, text_mask)
         # Not in a compiled graph, whose shapes may not depend on values, and not when maps of all tokens are wanted.
         if self.causal and input_ids.numel() and not torch.compiler.is_compiling() and recorder() is None:
@@ -128,7 +128,7 @@ class TextTower(nn.Module):
         return pooled_BD if self.projection is None else self.projection(pooled_BD)
 
     def _states(self, input_ids: Tensor, text_mask: Tensor | None) -> Tensor:
-        self._check(input_ids, text_mask)
+        self.check(input_ids, text_mask)
         if text_mask is not None:
             input_ids = input_ids.masked_fill(~text_mask, 0)
         x_BLD = self.tokens(input_ids) + self.positions[: input_ids.shape[1]]
@@ -137,7 +137,8 @@ class TextTower(nn.Module):
             x_BLD = layer(x_BLD, text_mask, causal=self.causal) if known else layer(x_BLD)
         return x_BLD
 
-    def _check(self, input_ids: Tensor, text_mask: Tensor | None) -> None:
+    def check(self, input_ids: Tensor, text_mask: Tensor | None) -> None:
+        """Refuse ids that are too long and masks that do not fit, with a ValueError."""
         most = self.positions.shape[0]
         if input_ids.ndim != 2 or input_ids.shape[1] > most:
             raise ValueError(f"input_ids must be (B, L) with L up to {most}, got {tuple(input_ids.shape)}")

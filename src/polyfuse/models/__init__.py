@@ -3,6 +3,7 @@
 from polyfuse.models.bert import Bert, bert_base, bert_tiny
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.models.output import ModelOutput
+from polyfuse.models.uniter import UNITER, uniter_base, uniter_large, uniter_tiny
 from polyfuse.models.visual_bert import (
     VisualBert,
     visual_bert_base,
@@ -22,7 +23,10 @@ MODELS = Registry(
         "visual_bert_nlvr2": visual_bert_nlvr2,
         "visual_bert_vcr": visual_bert_vcr,
         "visual_bert_tiny": visual_bert_tiny,
+        "uniter_base": uniter_base,
+        "uniter_large": uniter_large,
+        "uniter_tiny": uniter_tiny,
     },
 )
 
-__all__ = ["MODELS", "Bert", "FusionModel", "ModelOutput", "VisualBert"]
+__all__ = ["MODELS", "UNITER", "Bert", "FusionModel", "ModelOutput", "VisualBert"]

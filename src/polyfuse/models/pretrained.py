@@ -59,7 +59,7 @@ class PretrainedModel(nn.Module):
             if task not in self.HEADS:
                 known = ", ".join(sorted(self.HEADS)) or "none"
                 raise ValueError(f"{type(self).__name__} has no head for {task!r}; it has: {known}")
-            self.heads[task] = self.HEADS[task](self, **kwargs)
+            self.heads[task] = self.HEADS[task](self, **kwargs).train(self.training)
             self.head_config[task] = _plain(kwargs)
         return self
 

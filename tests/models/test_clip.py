@@ -5,6 +5,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
+from polyfuse.layers.transformer import quick_gelu
 from polyfuse.models.clip import CLIP, class_embeddings, clip_tiny, clip_vit_b16, clip_vit_b32, clip_vit_l14
 
 BEGIN, END = 97, 98
@@ -133,6 +134,17 @@ def test_exact_gelu_is_another_model() -> None:
     difference = (other(images, ids).image_embedding - model(images, ids).image_embedding).abs().max()
     assert difference > 1e-4
     torch.testing.assert_close(other(images, ids).text_embedding, model(images, ids).text_embedding)
+
+
+def test_quick_gelu_is_its_formula() -> None:
+    x = torch.linspace(-9, 9, 101, dtype=torch.float64, requires_grad=True)
+    before = x.detach().clone()
+    got = quick_gelu(x)
+    torch.testing.assert_close(got, x * torch.sigmoid(1.702 * x), atol=1e-14, rtol=1e-12)
+    assert torch.autograd.gradcheck(quick_gelu, x)
+    with torch.no_grad():
+        torch.testing.assert_close(quick_gelu(x), got.detach())
+    assert torch.equal(x, before)
 
 
 def test_both_poolings_of_the_end() -> None:

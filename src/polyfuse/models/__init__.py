@@ -1,7 +1,18 @@
 """Whole models. ``MODELS`` names them."""
 
 from polyfuse.models.bert import Bert, bert_base, bert_tiny
+from polyfuse.models.clip import CLIP, clip_tiny, clip_vit_b16, clip_vit_b32, clip_vit_l14
 from polyfuse.models.fusion_model import FusionModel
+from polyfuse.models.mmbert import MMBERT, mmbert_medical, mmbert_tiny
+from polyfuse.models.mmbt import MMBT, mmbt_base, mmbt_tiny
+from polyfuse.models.mobileclip import (
+    MobileCLIP,
+    mobileclip_b,
+    mobileclip_s0,
+    mobileclip_s1,
+    mobileclip_s2,
+    mobileclip_tiny,
+)
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.uniter import UNITER, uniter_base, uniter_large, uniter_tiny
 from polyfuse.models.visual_bert import (
@@ -26,7 +37,31 @@ MODELS = Registry(
         "uniter_base": uniter_base,
         "uniter_large": uniter_large,
         "uniter_tiny": uniter_tiny,
+        "clip_vit_b32": clip_vit_b32,
+        "clip_vit_b16": clip_vit_b16,
+        "clip_vit_l14": clip_vit_l14,
+        "clip_tiny": clip_tiny,
+        "mobileclip_s0": mobileclip_s0,
+        "mobileclip_s1": mobileclip_s1,
+        "mobileclip_s2": mobileclip_s2,
+        "mobileclip_b": mobileclip_b,
+        "mobileclip_tiny": mobileclip_tiny,
+        "mmbert_medical": mmbert_medical,
+        "mmbert_tiny": mmbert_tiny,
+        "mmbt_base": mmbt_base,
+        "mmbt_tiny": mmbt_tiny,
     },
 )
 
-__all__ = ["MODELS", "UNITER", "Bert", "FusionModel", "ModelOutput", "VisualBert"]
+__all__ = [
+    "CLIP",
+    "MMBERT",
+    "MMBT",
+    "MODELS",
+    "UNITER",
+    "Bert",
+    "FusionModel",
+    "MobileCLIP",
+    "ModelOutput",
+    "VisualBert",
+]

@@ -214,6 +214,29 @@ def test_one_modality_equals_the_reference() -> None:
         torch.testing.assert_close(output.match_logits, outputs["match_logits"], **EXACT)
 
 
+def test_text_alone_is_the_bert_of_transformers() -> None:
+    """Embeddings, layers, pooler and masked-word head, with and without padding: the same code base, another hand."""
+    transformers = pytest.importorskip("transformers")
+    config = {key: value for key, value in CONFIG.items() if key != "initializer_range"}
+    torch.manual_seed(0)
+    bert = transformers.BertForPreTraining(transformers.BertConfig(**config)).double().eval()
+    theirs = {name.replace("bert.", "uniter."): value for name, value in bert.state_dict().items()}
+    left_out = ("cls.seq_relationship", "cls.predictions.decoder.bias")
+    state = {name: value for name, value in theirs.items() if not name.startswith(left_out)}
+    state |= {name: value for name, value in original_state().items() if "img_embeddings" in name}
+    made = batch(rows())
+    given = {"input_ids": made["input_ids"], "token_type_ids": made["token_type_ids"]}
+    model = UNITER.from_original(state, CONFIG)
+    for mask in (None, made["text_mask"]):
+        wanted = bert(**given, attention_mask=None if mask is None else mask.long(), output_hidden_states=True)
+        found = model(**given, text_mask=mask)
+        here = torch.ones_like(made["text_mask"]) if mask is None else mask
+        torch.testing.assert_close(found.sequence[here], wanted.hidden_states[-1][here], **EXACT)
+        torch.testing.assert_close(found.mlm_logits[here], wanted.prediction_logits[here], **EXACT)
+        pooled = bert.bert.pooler(wanted.hidden_states[-1])
+        torch.testing.assert_close(found.pooled, pooled, **EXACT)
+
+
 def test_region_types_equal_the_reference() -> None:
     """NLVR2 tells its two images apart by token types 1 and 2."""
     config = {**CONFIG, "type_vocab_size": 3}

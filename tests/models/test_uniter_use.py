@@ -460,3 +460,13 @@ def test_skipping_padding_changes_nothing() -> None:
         torch.testing.assert_close(packed[name][keep], value[keep], rtol=0, atol=1e-5)
     assert not packed.sequence[~here["sequence"]].any()
     assert padded.sequence[~here["sequence"]].any()
+
+
+def test_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "uniter.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)  # noqa: S102 (our own page)
+    assert names["states"].shape == (1, 5, 32)
+    assert names["match"].shape == (1,)
+    for number in (number for _, *pair in COUNTS for number in pair):
+        assert f"{number:,}" in page

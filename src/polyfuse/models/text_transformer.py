@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polyfuse.layers.attention_maps import recorder
+from polyfuse.layers.padding import pack, unpack
 from polyfuse.layers.transformer import FeedForward, TransformerLayer
 
 #: Where a text is read: at its highest id (OpenAI: end-of-text has the highest), or at the first ``eos_id``.
@@ -21,7 +22,7 @@ class TextTower(nn.Module):
 
     Source: https://arxiv.org/abs/2103.00020, section 2.4. A tower that is not causal (MobileCLIP) attends to padding,
     as it did in training: give it texts padded to ``context_length``. In a causal one nothing behind the end of a text
-    reaches its embedding, so ``forward`` cuts a batch to its longest text.
+    reaches its embedding: ``forward`` computes the tokens up to the ends alone (``layers/padding.py``).
 
     Args:
         vocab_size: Token ids V.
@@ -118,24 +119,34 @@ class TextTower(nn.Module):
         """
         self.check(input_ids, text_mask)
         ends_B = self.end_of(input_ids, text_mask)
-        # Not in a compiled graph, whose shapes may not depend on values, and not when maps of all tokens are wanted.
-        if self.causal and input_ids.numel() and not torch.compiler.is_compiling() and recorder() is None:
-            longest = int(ends_B.max()) + 1
-            input_ids = input_ids[:, :longest]
-            text_mask = None if text_mask is None else text_mask[:, :longest]
-        x_BLD = self._states(input_ids, text_mask)
-        pooled_BD = self.norm(x_BLD[torch.arange(x_BLD.shape[0], device=x_BLD.device), ends_B])
+        read = (torch.arange(input_ids.shape[0], device=input_ids.device), ends_B)
+        pooled_BD = self.norm(self._states(input_ids, text_mask, ends_B)[read])
         return pooled_BD if self.projection is None else self.projection(pooled_BD)
 
-    def _states(self, input_ids: Tensor, text_mask: Tensor | None) -> Tensor:
-        self.check(input_ids, text_mask)
+    def _states(self, input_ids: Tensor, text_mask: Tensor | None, ends_B: Tensor | None = None) -> Tensor:
+        """``(B, L, D)`` before the last norm; with ``ends_B``, what stands behind the end of a text may be anything."""
+        place = torch.arange(input_ids.shape[1], device=input_ids.device)
         if text_mask is not None:
+            text_mask = text_mask | (~text_mask.any(dim=1, keepdim=True) & (place == 0))  # no row is without any token
             input_ids = input_ids.masked_fill(~text_mask, 0)
         x_BLD = self.tokens(input_ids) + self.positions[: input_ids.shape[1]]
+        if ends_B is not None and self._may_pack():
+            needed = place <= ends_B[:, None]
+            needed = needed if text_mask is None else needed & text_mask
+            if not bool(needed.all()):
+                packed, packing = pack(x_BLD, needed)
+                for layer in self.layers:
+                    packed = layer(packed, packing, causal=True)
+                return unpack(packed, packing)
         for layer in self.layers:
             known = isinstance(layer, TransformerLayer)
             x_BLD = layer(x_BLD, text_mask, causal=self.causal) if known else layer(x_BLD)
         return x_BLD
+
+    def _may_pack(self) -> bool:
+        """Not in a compiled graph, whose shapes may not depend on values, nor when maps of all tokens are wanted."""
+        own = all(isinstance(layer, TransformerLayer) for layer in self.layers)
+        return self.causal and own and not torch.compiler.is_compiling() and recorder() is None
 
     def check(self, input_ids: Tensor, text_mask: Tensor | None) -> None:
         """Refuse ids that are too long and masks that do not fit, with a ValueError."""

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from polyfuse.models.convert import Rule, rules_for, strip_prefix
 
+# What configs call activations that are known here under another name.
+_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+
 
 def bert_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments from a BERT config's keys, those that are there."""
@@ -24,7 +27,10 @@ def bert_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "attention_probs_dropout_prob": "attention_dropout",
         "layer_norm_eps": "eps",
     }
-    return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+    kwargs = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+    if "activation" in kwargs:
+        kwargs["activation"] = _ACTIVATIONS.get(kwargs["activation"], kwargs["activation"])
+    return kwargs
 
 
 def check_bert_config(config: Mapping[str, Any]) -> None:

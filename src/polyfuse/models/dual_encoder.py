@@ -1,0 +1,163 @@
+"""A small image-text matcher: two towers into one space, on frozen features or from pixels and words.
+
+Shapes: B batch, D feature width, S pixels, L words, E embedding width. Masks: True = present.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polyfuse.models.output import ModelOutput
+from polyfuse.models.pretrained import PretrainedModel, arguments
+
+LARGEST_SCALE = 100.0
+
+
+class DualEncoder(PretrainedModel):
+    """Unit vectors for pictures and texts whose inner product says how well they go together.
+
+    Source: CLIP, https://arxiv.org/abs/2103.00020, section 2.3; frozen towers with trained projections as in LiT,
+    https://arxiv.org/abs/2111.07991. Differs: the projections are ``W x + down(gelu(up(x)))``, so that a linear map can
+    be their starting point.
+
+    Args:
+        image_dim: Width of the features of a frozen image network; None = grey pixels through a small CNN.
+        text_dim: Width of the features of a frozen text network; None = word ids through a table.
+        embed_dim: Width E of the common space.
+        hidden_dim: Hidden width of the projections of features.
+        image_size: Side S of the pictures that the CNN takes.
+        channels: Channels per stage of the CNN; each stage halves the side.
+        vocab_size: Rows of the word table; row 0 is padding.
+        dropout: On the features.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: If there is neither a text width nor a vocabulary.
+
+    Example:
+        >>> model = DualEncoder(image_dim=8, text_dim=6, embed_dim=4)
+        >>> model(torch.ones(2, 8), torch.ones(3, 6)).logits_per_image.shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        *,
+        image_dim: int | None = None,
+        text_dim: int | None = None,
+        embed_dim: int = 256,
+        hidden_dim: int = 512,
+        image_size: int = 32,
+        channels: Sequence[int] = (32, 64, 128),
+        vocab_size: int = 0,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        config = arguments(locals())
+        super().__init__()
+        self.config = config
+        if text_dim is None and vocab_size < 2:
+            raise ValueError(f"text_dim or a vocab_size of at least 2 is needed, got None and {vocab_size}")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.image: nn.Module = (
+            PixelTower(image_size, channels, embed_dim, **factory)
+            if image_dim is None
+            else FeatureTower(image_dim, embed_dim, hidden_dim, dropout=dropout, **factory)
+        )
+        self.text: nn.Module = (
+            WordTower(vocab_size, embed_dim, **factory)
+            if text_dim is None
+            else FeatureTower(text_dim, embed_dim, hidden_dim, dropout=dropout, **factory)
+        )
+        self.logit_scale = nn.Parameter(torch.full((), math.log(1 / 0.07), **factory))
+
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by, at most 100."""
+        return self.logit_scale.exp().clamp(max=LARGEST_SCALE)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """``(B, E)`` unit vectors of ``(B, D)`` features or ``(B, 1, S, S)`` pixels in [0, 1]."""
+        return F.normalize(self.image(images), dim=-1)
+
+    def encode_text(self, texts: Tensor) -> Tensor:
+        """``(B, E)`` unit vectors of ``(B, D)`` features or ``(B, L)`` word ids."""
+        return F.normalize(self.text(texts), dim=-1)
+
+    def encode(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Both."""
+        return self.encode_image(images), self.encode_text(texts)
+
+    def forward(self, images: Tensor, texts: Tensor) -> ModelOutput:
+        """``logits_per_image (B, B')``, ``image_embedding (B, E)`` and ``text_embedding (B', E)``."""
+        image, text = self.encode(images, texts)
+        logits = self.scale() * image @ text.t()
+        return ModelOutput(None, None, {"logits_per_image": logits, "image_embedding": image, "text_embedding": text})
+
+
+class FeatureTower(nn.Module):
+    """``W x + down(gelu(up(x)))`` of standardised features."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, dim: int, out_dim: int, hidden_dim: int, *, dropout: float, **factory: Any) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim, **factory))
+        self.register_buffer("spread", torch.ones(dim, **factory))
+        self.linear = nn.Linear(dim, out_dim, **factory)
+        self.up = nn.Linear(dim, hidden_dim, **factory)
+        self.down = nn.Linear(hidden_dim, out_dim, **factory)
+        self.dropout = dropout
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    @torch.no_grad()
+    def standardise(self, features: Tensor) -> None:
+        """Take mean and spread from training rows ``(N, D)``."""
+        self.mean.copy_(features.mean(dim=0))
+        self.spread.copy_(features.std(dim=0).clamp(min=1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, D)`` to ``(B, E)``."""
+        x = F.dropout((x - self.mean) / self.spread, self.dropout, self.training)
+        return self.linear(x) + self.down(F.gelu(self.up(x)))
+
+
+class PixelTower(nn.Module):
+    """Convolutions that halve the side, normalised per picture, then one matrix over all places."""
+
+    def __init__(self, side: int, channels: Sequence[int], out_dim: int, **factory: Any) -> None:
+        super().__init__()
+        stages: list[nn.Module] = []
+        width = 1
+        for wider in channels:
+            stages += [
+                nn.Conv2d(width, wider, 3 if stages else 5, stride=2, padding=1 if stages else 2, **factory),
+                nn.GroupNorm(1, wider, **factory),
+                nn.GELU(),
+            ]
+            width, side = wider, (side + 1) // 2
+        self.stages = nn.Sequential(*stages)
+        self.project = nn.Linear(width * side * side, out_dim, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, 1, S, S)`` to ``(B, E)``."""
+        return self.project(self.stages(x).flatten(1))
+
+
+class WordTower(nn.Module):
+    """Sum of word vectors; id 0 is padding."""
+
+    def __init__(self, vocab_size: int, out_dim: int, **factory: Any) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocab_size, out_dim, padding_idx=0, **factory)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``(B, L)`` to ``(B, E)``."""
+        return self.words(ids).sum(dim=1)

@@ -15,6 +15,18 @@ from polyfuse.models.mobileclip import (
 )
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.uniter import UNITER, uniter_base, uniter_large, uniter_tiny
+from polyfuse.models.vilbert import ViLBERT
+from polyfuse.models.vilbert_sizes import (
+    vilbert_base,
+    vilbert_base_2,
+    vilbert_base_4,
+    vilbert_base_8,
+    vilbert_large_2,
+    vilbert_large_4,
+    vilbert_large_6,
+    vilbert_roberta,
+    vilbert_tiny,
+)
 from polyfuse.models.visual_bert import (
     VisualBert,
     visual_bert_base,
@@ -30,6 +42,15 @@ MODELS = Registry(
         "fusion_model": FusionModel,
         "bert_base": bert_base,
         "bert_tiny": bert_tiny,
+        "vilbert_base": vilbert_base,
+        "vilbert_base_2": vilbert_base_2,
+        "vilbert_base_4": vilbert_base_4,
+        "vilbert_base_8": vilbert_base_8,
+        "vilbert_large_2": vilbert_large_2,
+        "vilbert_large_4": vilbert_large_4,
+        "vilbert_large_6": vilbert_large_6,
+        "vilbert_roberta": vilbert_roberta,
+        "vilbert_tiny": vilbert_tiny,
         "visual_bert_base": visual_bert_base,
         "visual_bert_nlvr2": visual_bert_nlvr2,
         "visual_bert_vcr": visual_bert_vcr,
@@ -63,5 +84,6 @@ __all__ = [
     "FusionModel",
     "MobileCLIP",
     "ModelOutput",
+    "ViLBERT",
     "VisualBert",
 ]

@@ -70,8 +70,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, Mapping):
         raise ValueError(f"{path} must hold named tensors, got {type(found).__name__}")
+    for key, value in found.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{path} must hold named tensors, got the name {key!r}")
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{path} must hold named tensors, got {type(value).__name__} under {key!r}")
     return dict(found)
 
 

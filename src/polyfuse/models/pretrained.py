@@ -143,8 +143,9 @@ class PretrainedModel(nn.Module):
             layout: One of ``LAYOUTS``; None = told from the names.
 
         Raises:
-            ValueError: With a list, if tensors cannot be mapped, are missing, or do not fit.
+            ValueError: With a list, if tensors cannot be mapped, are missing, or do not fit; if the layout is unknown.
         """
+        cls._check_layout(layout)
         state = dict(source) if isinstance(source, Mapping) else read_tensors(Path(source))
         settings: Mapping[str, Any] | None = (
             json.loads(Path(config).read_text(encoding="utf-8")) if isinstance(config, (str, Path)) else config
@@ -165,7 +166,11 @@ class PretrainedModel(nn.Module):
         Args:
             layout: One of ``LAYOUTS``; None = the one that was read, with copies of tied tensors only where it had
                 them; the first for a model that was not read.
+
+        Raises:
+            ValueError: If the layout is unknown.
         """
+        self._check_layout(layout)
         rules, _ = self.original_rules(None, layout or self.read_layout or (self.LAYOUTS[0] if self.LAYOUTS else None))
         written = write_original(self.state_dict(), rules)
         if layout is None and self.read_names:
@@ -173,6 +178,11 @@ class PretrainedModel(nn.Module):
             for key in {key for rule in known for key in rule.copies} - self.read_names:
                 written.pop(key, None)
         return written
+
+    @classmethod
+    def _check_layout(cls, layout: str | None) -> None:
+        if layout is not None and layout not in cls.LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(cls.LAYOUTS)}, got {layout!r}")
 
     @classmethod
     def original_config(cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> dict[str, Any]:

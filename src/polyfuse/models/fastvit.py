@@ -289,7 +289,11 @@ class FastViT(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """``(B, 3, H, W)`` pixels to ``(B, 2 D_last, H / 32, W / 32)`` features (four stages)."""
-        x_BDHW = self.stem(x_BCHW)
+        # The first convolutions take the usual layout: backward of a 1 x 1 convolution with stride 2 over 3 channels
+        # that lie side by side writes outside of its memory on a CPU (PyTorch 2.13, 2.14).
+        x_BDHW = self.stem[0](x_BCHW.contiguous())
+        # In the rest depthwise convolutions, the larger part of the layers, take half the time with such channels.
+        x_BDHW = self.stem[2](self.stem[1](x_BDHW.contiguous(memory_format=torch.channels_last)))
         for stage in self.stages:
             x_BDHW = stage(x_BDHW)
         return self.expand(x_BDHW)

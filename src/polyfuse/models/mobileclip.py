@@ -80,9 +80,10 @@ class FastViTTower(nn.Module):
 class MobileCLIP(PretrainedModel):
     """Image and text towers whose embeddings meet, as Apple defined them.
 
-    Source: MobileCLIP, https://arxiv.org/abs/2311.17049; widths, depths and names from Apple's ``ml-mobileclip``.
+    Source: MobileCLIP, https://arxiv.org/abs/2311.17049; widths and depths are those of Apple's ``ml-mobileclip``.
     The defaults are S1. Images are in [0, 1], not normalised further; texts are padded with 0 to ``context_length``
     unless the text tower is causal, because it attends to the padding: an embedding never depends on its batch.
+    ``classification`` is a head for images, linear on the embedding.
 
     Args:
         image_tower: ``fastvit`` or ``vit`` (patches of 16 pixels through a convolutional stem).
@@ -197,19 +198,19 @@ class MobileCLIP(PretrainedModel):
     def encode(
         self, images: Tensor | None = None, input_ids: Tensor | None = None, text_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """``image_embeds (B, E)`` and ``text_embeds (C, E)``, of what is given; length 1.
+        """``image_embedding (B, E)`` and ``text_embedding (C, E)``, of what is given; length 1.
 
         Raises:
             ValueError: If nothing is given.
         """
         if images is None and input_ids is None:
             raise ValueError("give images, input_ids, or both; got neither")
-        embeds = {}
+        found = {}
         if images is not None:
-            embeds["image_embeds"] = self.encode_image(images)
+            found["image_embedding"] = self.encode_image(images)
         if input_ids is not None:
-            embeds["text_embeds"] = self.encode_text(input_ids, text_mask)
-        return embeds
+            found["text_embedding"] = self.encode_text(input_ids, text_mask)
+        return found
 
     def scale(self) -> Tensor:
         """What cosines are multiplied by: ``exp(logit_scale)``, at most 100."""
@@ -224,19 +225,21 @@ class MobileCLIP(PretrainedModel):
         tasks: Sequence[str] | None = None,
         return_attention: bool = False,
     ) -> ModelOutput:
-        """Embeddings of what is given, and where both are, every image's logits over every text.
+        """Embeddings of what is given; where both are, every image's logits over every text.
 
-        ``info``: ``image_embeds (B, E)``, ``text_embeds (C, E)``, ``logit_scale ()``, ``logits_per_image (B, C)`` and
-        its transpose ``logits_per_text (C, B)``.
+        ``info``: ``image_embedding (B, E)``, ``text_embedding (C, E)``, ``logit_scale ()``, ``logits_per_image (B, C)``
+        and its transpose ``logits_per_text``, ``<task>_logits`` of heads where there are images.
         """
         if return_attention:
             with capture_attention(self) as maps:
                 return self(images, input_ids, text_mask, tasks=tasks)._replace(attentions=maps)
-        self.asked(tasks)
+        asked = self.asked(tasks)
         info = {**self.encode(images, input_ids, text_mask), "logit_scale": self.scale()}
         if images is not None and input_ids is not None:
-            logits_BC = info["logit_scale"] * info["image_embeds"] @ info["text_embeds"].t()
+            logits_BC = info["logit_scale"] * info["image_embedding"] @ info["text_embedding"].t()
             info |= {"logits_per_image": logits_BC, "logits_per_text": logits_BC.t()}
+        if images is not None:
+            info |= {f"{task}_logits": self.heads[task](info["image_embedding"]) for task in asked}
         return ModelOutput(None, None, info)
 
     def reparameterize(self) -> Self:
@@ -324,11 +327,18 @@ class MobileCLIP(PretrainedModel):
             ValueError: If the layout cannot hold the model: open_clip has no S0 text tower, Apple no projection bias.
         """
         theirs = super().to_original(layout)
-        if layout == "open_clip" and not self.config["image_bias"]:
-            theirs[head_bias(self.config["image_tower"])] = self.logit_scale.detach().new_zeros(
-                self.config["embed_dim"]
-            )
+        if (layout or self.read_layout) == "open_clip" and not self.config["image_bias"]:
+            zeros = self.logit_scale.detach().new_zeros(self.config["embed_dim"])
+            theirs[head_bias(self.config["image_tower"])] = zeros
         return theirs
+
+
+def _classification(model: MobileCLIP, num_classes: int) -> nn.Module:
+    like = model.logit_scale
+    return nn.Linear(model.config["embed_dim"], num_classes, device=like.device, dtype=like.dtype)
+
+
+MobileCLIP.HEADS = {"classification": _classification}
 
 
 def _vit_definition(name: str) -> tuple[int, float]:

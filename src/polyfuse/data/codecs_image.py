@@ -52,14 +52,37 @@ def decode_image(source: str | bytes, size: int, fit: str = "crop", max_pixels: 
     Raises:
         Broken: ``too many pixels``, ``truncated``, ``wrong type`` (not an image) or ``undecodable``.
     """
+    small = 2 * size  # a JPEG decodes to about that at once
+    return read_image(source, max_pixels, draft=small, then=lambda image: _square(image, size, fit))
+
+
+def read_image(
+    source: str | bytes,
+    max_pixels: int = 50_000_000,
+    *,
+    then: Callable[[Image.Image], np.ndarray] = np.asarray,
+    draft: int | None = None,
+) -> np.ndarray:
+    """Decode to RGB, transparency on white, EXIF orientation applied, and hand it to ``then``. Inside ``strict_pil()``.
+
+    Args:
+        source: A path, or what a file holds.
+        max_pixels: Most pixels, read off the header.
+        then: Makes the result; what it raises counts as the image's fault.
+        draft: Side from which a JPEG may be decoded at a fraction of its size; None = whole.
+
+    Raises:
+        Broken: ``too many pixels``, ``truncated``, ``wrong type`` (not an image) or ``undecodable``.
+    """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise Broken("too many pixels", f"{width} x {height}, data.max_pixels is {max_pixels}")
-            image.draft("RGB", (2 * size, 2 * size))  # JPEG decodes small at once
+            if draft is not None:
+                image.draft("RGB", (draft, draft))
             image.load()
-            return _square(_rgb(ImageOps.exif_transpose(image)), size, fit)
+            return then(to_rgb(ImageOps.exif_transpose(image)))
     except Broken:
         raise
     except UnidentifiedImageError:
@@ -81,7 +104,8 @@ def _head(source: str | bytes) -> bytes:
         return file.read(12)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: transparency on white, 16 bits and floats scaled to 8."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):

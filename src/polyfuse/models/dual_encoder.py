@@ -32,7 +32,7 @@ class DualEncoder(PretrainedModel):
         image_size: Side S of the pictures that the CNN takes.
         channels: Channels per stage of the CNN; each stage halves the side.
         vocab_size: Rows of the word table; row 0 is padding.
-        dropout: On the features.
+        dropout: On the features, or on the CNN's last map.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
@@ -65,12 +65,12 @@ class DualEncoder(PretrainedModel):
         if text_dim is None and vocab_size < 2:
             raise ValueError(f"text_dim or a vocab_size of at least 2 is needed, got None and {vocab_size}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.image: nn.Module = (
-            PixelTower(image_size, channels, embed_dim, **factory)
+        self.image: PixelTower | FeatureTower = (
+            PixelTower(image_size, channels, embed_dim, dropout=dropout, **factory)
             if image_dim is None
             else FeatureTower(image_dim, embed_dim, hidden_dim, dropout=dropout, **factory)
         )
-        self.text: nn.Module = (
+        self.text: WordTower | FeatureTower = (
             WordTower(vocab_size, embed_dim, **factory)
             if text_dim is None
             else FeatureTower(text_dim, embed_dim, hidden_dim, dropout=dropout, **factory)
@@ -132,23 +132,28 @@ class FeatureTower(nn.Module):
 class PixelTower(nn.Module):
     """Convolutions that halve the side, normalised per picture, then one matrix over all places."""
 
-    def __init__(self, side: int, channels: Sequence[int], out_dim: int, **factory: Any) -> None:
+    def __init__(self, side: int, channels: Sequence[int], out_dim: int, *, dropout: float, **factory: Any) -> None:
         super().__init__()
         stages: list[nn.Module] = []
         width = 1
         for wider in channels:
+            first = width == 1
             stages += [
-                nn.Conv2d(width, wider, 3 if stages else 5, stride=2, padding=1 if stages else 2, **factory),
+                nn.Conv2d(width, wider, 5 if first else 3, stride=2, padding=2 if first else 1, **factory),
                 nn.GroupNorm(1, wider, **factory),
                 nn.GELU(),
             ]
+            if not first:  # at the full side a second one would cost more than all the rest
+                again = nn.Conv2d(wider, wider, 3, padding=1, **factory)
+                stages += [again, nn.GroupNorm(1, wider, **factory), nn.GELU()]
             width, side = wider, (side + 1) // 2
         self.stages = nn.Sequential(*stages)
+        self.dropout = dropout
         self.project = nn.Linear(width * side * side, out_dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, 1, S, S)`` to ``(B, E)``."""
-        return self.project(self.stages(x).flatten(1))
+        return self.project(F.dropout(self.stages(x).flatten(1), self.dropout, self.training))
 
 
 class WordTower(nn.Module):

@@ -102,6 +102,10 @@ class ClipTokenizer:
             row[: len(whole)] = torch.tensor(whole)
         return ids
 
+    def save(self, path: Path) -> None:
+        """Write a ``tokenizer.json`` that ``tokenizer_from_json`` reads."""
+        self._tokenizer.save(str(path))
+
 
 def read_tokenizer(folder: Path, *, context_length: int = 77) -> ClipTokenizer:
     """The tokenizer of a checkpoint's folder.

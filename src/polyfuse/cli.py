@@ -212,6 +212,25 @@ def compare(
 
 
 @app.command()
+def match(
+    images: Annotated[list[Path], typer.Option("--images", help="Pictures, and folders of them.")],
+    texts: Annotated[list[str], typer.Option("--texts", help="What to choose from.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A folder of CLIP or MobileCLIP weights in any published layout, or clipart, or glyphs."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Texts shown per picture.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Which of these texts goes with which of these pictures."""
+    from polyfuse.run import match_files
+
+    result = match_files(images, texts, model=model, say=say)
+    emit(result.to_dict(), as_json, lambda: result.text(top))
+    raise typer.Exit(0 if result.images else 1)
+
+
+@app.command()
 def study(
     name: Annotated[str, typer.Argument(help="See polyfuse list studies.")],
     scale: Annotated[
@@ -335,8 +354,30 @@ def _reader_gone() -> int:
     return 0
 
 
+def spread(arguments: list[str], options: tuple[str, ...]) -> list[str]:
+    """Give every value behind a list option the option's name, which is the form that the parser knows.
+
+    Example:
+        >>> spread(["match", "--images", "a.png", "b.png", "--json"], ("--images",))
+        ['match', '--images', 'a.png', '--images', 'b.png', '--json']
+    """
+    found: list[str] = []
+    option, first = None, False
+    for word in arguments:
+        if word.startswith("--"):
+            option, first = (word if word in options else None), True
+            found.append(word)
+            continue
+        found += [word] if option is None or first else [option, word]
+        first = False
+    return found
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["match"]:
+        arguments = spread(arguments, ("--images", "--texts"))
     try:
         status = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()

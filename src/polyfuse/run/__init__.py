@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from polyfuse.run.evaluate import evaluate_run
     from polyfuse.run.folder import Run, load
     from polyfuse.run.inspect import inspect_table
+    from polyfuse.run.match import match_files
     from polyfuse.run.parts import fetch_data, list_parts
     from polyfuse.run.predict import predict_table
     from polyfuse.run.train import train_run
@@ -23,6 +24,7 @@ _HOMES = {
     "evaluate_run": "evaluate",
     "predict_table": "predict",
     "compare_runs": "compare",
+    "match_files": "match",
     "fetch_data": "parts",
     "list_parts": "parts",
 }
@@ -35,6 +37,7 @@ __all__ = [
     "inspect_table",
     "list_parts",
     "load",
+    "match_files",
     "predict_table",
     "train_run",
 ]

@@ -30,7 +30,7 @@ def list_parts(kind: str) -> dict[str, str]:
     if kind == "models":
         from polyfuse.models import MODELS
 
-        return {name: _first_line(part) for name, part in MODELS.items()}
+        return {name: _sized(part) for name, part in MODELS.items()}
     if kind == "studies":
         from polyfuse.studies.registry import STUDIES
 
@@ -72,6 +72,17 @@ def _data_sets() -> dict[str, str]:
 
     files = {name: source.about for name, source in FETCHABLE.items() if source.kind == "data"}
     return {**files, **{name: source.about for name, source in DATASETS.items()}}
+
+
+def _sized(builder: Any) -> str:
+    """Parameters of a model that needs no argument, and one line; nothing is allocated."""
+    import torch
+
+    if inspect.isclass(builder):
+        return _first_line(builder)
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in builder().parameters())
+    return f"{count:>13,}  {_first_line(builder)}"
 
 
 def _first_line(part: Any) -> str:

@@ -5,7 +5,7 @@
 
 One process, one thread. Both sides hold the same weights (ours are converted from theirs), and the largest difference
 of their outputs is printed. Every round times both in random order, forward alone or forward and backward, and gives
-one ratio; the table shows the median. ``transformers`` runs with its fused attention (``sdpa``). open_clip and timm want
+one ratio; the table shows the median. ``transformers`` runs with its fused attention (``sdpa``). open_clip, timm want
 another environment: ``make parity`` times MobileCLIP there.
 
 The last part gives a text encoder captions of mixed length, padded to the longest: tokens per second that are words.

@@ -13,6 +13,13 @@ from polyfuse.models.mobileclip import (
     mobileclip_s2,
     mobileclip_tiny,
 )
+from polyfuse.models.multimodal_transformer import (
+    STRATEGIES,
+    MultimodalTransformer,
+    mmbert_chapter,
+    multimodal_transformer_base,
+    multimodal_transformer_tiny,
+)
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.uniter import UNITER, uniter_base, uniter_large, uniter_tiny
 from polyfuse.models.vilbert import ViLBERT
@@ -40,6 +47,9 @@ MODELS = Registry(
     "model",
     {
         "fusion_model": FusionModel,
+        "multimodal_transformer_base": multimodal_transformer_base,
+        "multimodal_transformer_tiny": multimodal_transformer_tiny,
+        "mmbert_chapter": mmbert_chapter,
         "bert_base": bert_base,
         "bert_tiny": bert_tiny,
         "vilbert_base": vilbert_base,
@@ -79,11 +89,13 @@ __all__ = [
     "MMBERT",
     "MMBT",
     "MODELS",
+    "STRATEGIES",
     "UNITER",
     "Bert",
     "FusionModel",
     "MobileCLIP",
     "ModelOutput",
+    "MultimodalTransformer",
     "ViLBERT",
     "VisualBert",
 ]

@@ -10,7 +10,7 @@ export PYTHONWARNINGS := ignore::DeprecationWarning:pip
 say = @printf '\033[1m==> %s\033[0m\n' $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test lint bench clean lowest
+.PHONY: help install dev demo test lint bench clean lowest parity golden
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -68,6 +68,22 @@ lowest: ## test the layers on the lowest PyTorch that the metadata allows (sever
 	@OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -o addopts=--import-mode=importlib -W ignore -q \
 		tests/layers tests/fusion tests/losses tests/contract tests/models tests/test_functional.py tests/test_heads.py
 
+PARITY := .venv-parity/bin/python
+ORACLE := PYTHONPATH=src OMP_NUM_THREADS=1 $(PARITY)
+
+.venv-parity/.ready: constraints-parity.txt
+	$(call say,"installing timm and open_clip into .venv-parity (several GB on Linux x86_64)")
+	@$(PYTHON) -m venv .venv-parity
+	@$(PARITY) -m pip --disable-pip-version-check -qq install -c constraints-parity.txt \
+		torch torchvision timm open_clip_torch numpy safetensors
+	@touch $@
+
+parity: .venv-parity/.ready ## models beside timm and open_clip, live, at full size (several GB, minutes)
+	@for script in tests/parity/compare_*.py; do $(ORACLE) $$script || exit 1; done
+
+golden: .venv-parity/.ready ## write again the golden numbers that the tests hold models to
+	@for script in tests/parity/make_*_golden.py; do $(ORACLE) $$script || exit 1; done
+
 clean: ## remove what make and the demo made
-	rm -rf $(VENV) .venv-lowest runs build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-lowest .venv-parity runs build dist .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

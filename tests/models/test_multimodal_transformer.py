@@ -1,7 +1,9 @@
 """MultimodalTransformer: what it refuses, builders, heads, special cases, and that every strategy learns."""
 
 import inspect
+import re
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -324,6 +326,29 @@ def test_chapter_runs_small() -> None:
     out = model(x)
     assert not torch.equal(out.image_tokens, model({**x, "text": x["text"] + 1}).image_tokens)
     assert out.pooled.shape == (3, 8)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "multimodal-transformer.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_right_sizes() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", PAGE, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(STRATEGIES)
+    for name, *counts in rows:
+        for number, count in zip((2, 3, 5), counts, strict=True):
+            with torch.device("meta"):
+                build = MODELS["multimodal_transformer_base"]
+                model = build(fusion=name, modalities=tuple("abcde")[:number], input_dim=768)
+            assert f"{sum(p.numel() for p in model.parameters()):,}" == count
+
+
+def test_the_page_runs() -> None:
+    names: dict[str, Any] = {}
+    exec(PAGE.split("```python\n")[1].split("```")[0], names)  # noqa: S102 - our own page
+    output = names["output"]
+    assert output.logits.shape == (2, 3)
+    assert output.text_tokens.shape == (2, 20, 32)
+    assert not output.text_tokens[1, 7:].any()
 
 
 def exclusive_or(rows: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:

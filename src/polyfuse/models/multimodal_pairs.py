@@ -47,7 +47,7 @@ class CrossStrategy(Strategy):
     For every direction s -> t a stack of its own: ``z_0 = x_t``, ``z_l = Layer_st,l(z_{l-1}, LN(x_s))``; then
     ``x_t <- Layer_t(mean over present s of z_st)``. A target without a present source keeps ``x_t`` up to ``Layer_t``.
 
-    Source: crossmodal transformers, https://arxiv.org/abs/1906.00295 (MulT), equation 5. Differs: the mean over the
+    Source: crossmodal transformers, https://arxiv.org/abs/1906.00295 (MulT), section 3.2. Differs: the mean over the
     present sources in place of concatenation, one self-attention layer behind it, our pre- or post-norm.
 
     Args:

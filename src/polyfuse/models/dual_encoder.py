@@ -137,15 +137,11 @@ class PixelTower(nn.Module):
         stages: list[nn.Module] = []
         width = 1
         for wider in channels:
-            first = width == 1
             stages += [
-                nn.Conv2d(width, wider, 5 if first else 3, stride=2, padding=2 if first else 1, **factory),
+                nn.Conv2d(width, wider, 3 if stages else 5, stride=2, padding=1 if stages else 2, **factory),
                 nn.GroupNorm(1, wider, **factory),
                 nn.GELU(),
             ]
-            if not first:  # at the full side a second one would cost more than all the rest
-                again = nn.Conv2d(wider, wider, 3, padding=1, **factory)
-                stages += [again, nn.GroupNorm(1, wider, **factory), nn.GELU()]
             width, side = wider, (side + 1) // 2
         self.stages = nn.Sequential(*stages)
         self.dropout = dropout

@@ -156,7 +156,8 @@ class Attention(nn.Module):
             mask: ``(B, K)`` bool over the keys (those in the cache included), or ``(B, Q, K)``; a ``Packing`` where the
                 stream is ``(1, N, D)``, packed: every token reads those of its own row.
             causal: No token sees a later one.
-            cache: Keys and values of earlier calls; self-attention appends to it, attention to a context fills it once.
+            cache: Keys and values of earlier calls; self-attention appends to it, attention to a context fills it once,
+                after which the stream may have several rows side by side (beams) for each row of the context.
 
         Raises:
             ValueError: If a context is given to self-attention, or missing, or a packed stream needs more than
@@ -167,6 +168,7 @@ class Attention(nn.Module):
             if self.context_dim is not None or context_BKD is not None or cache is not None:
                 raise ValueError("packed tokens take self-attention alone, without a context and without a cache")
             return self.out(self._attend_packed(self.qkv(x_BQD), mask, causal, dropout))
+        folded = False
         if self.context_dim is None:
             if context_BKD is not None:
                 raise ValueError("self-attention takes no context; build the layer with context_dim")
@@ -177,13 +179,15 @@ class Attention(nn.Module):
             query = split_heads(self.query(x_BQD), self.num_heads)
             if cache is not None and cache.filled:
                 key, value = cache.read()
+                query, folded = _folded(query, key.shape[0]), len(query) != len(key)
             elif context_BKD is None:
                 raise ValueError(f"attention built with context_dim = {self.context_dim} needs a context, got None")
             else:
                 key, value = split_qkv(self.key_value(context_BKD), 2, self.num_heads)
                 if cache is not None:
                     key, value = cache.append(key, value)
-        return self.out(attend(self, query, key, value, mask_BK=mask, causal=causal, dropout=dropout))
+        read = attend(self, query, key, value, mask_BK=mask, causal=causal, dropout=dropout)
+        return self.out(read).view_as(x_BQD) if folded else self.out(read)
 
     def _attend_packed(self, qkv_1NE: Tensor, packing: Packing, causal: bool, dropout: float) -> Tensor:
         """``(1, N, inner_dim)``: rows of one length lie side by side, so a group is a view and needs no mask."""
@@ -192,6 +196,16 @@ class Attention(nn.Module):
             query, key, value = split_qkv(part.unflatten(0, (rows, length)), 3, self.num_heads)
             read.append(attend(self, query, key, value, causal=causal, dropout=dropout).flatten(0, 1))
         return torch.cat(read)[None]
+
+
+def _folded(query_NHQd: Tensor, rows: int) -> Tensor:
+    """Beams of one row read one context: their queries become queries of that row, ``(B, H, N / B Q, d)``."""
+    held = query_NHQd.shape[0]
+    if held == rows:
+        return query_NHQd
+    if held % rows:
+        raise ValueError(f"the stream's rows must be a multiple of the {rows} rows in the context's cache, got {held}")
+    return query_NHQd.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3)
 
 
 class CoAttention(nn.Module):

@@ -3,6 +3,7 @@
 Shapes: B batch, H heads, T tokens, d width of a head.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -18,6 +19,8 @@ class KeyValueCache:
         self.length = 0
         self._key: Tensor | None = None
         self._value: Tensor | None = None
+        self._spare_key: Tensor | None = None
+        self._spare_value: Tensor | None = None
 
     @property
     def filled(self) -> bool:
@@ -59,9 +62,25 @@ class KeyValueCache:
         return self._key[:, :, : self.length], self._value[:, :, : self.length]
 
     def reorder(self, rows: Tensor) -> None:
-        """Keep the rows ``rows (B',)`` in that order: what beam search does after every token, and finished rows."""
-        if self._key is not None and self._value is not None:
-            self._key, self._value = self._key.index_select(0, rows), self._value.index_select(0, rows)
+        """Keep the rows ``rows (B',)`` in that order: what beam search does after every token, and finished rows.
+
+        Two buffers take turns while their number stays the same (fresh memory costs several times the copy): what
+        ``read`` gave before is overwritten by the second ``reorder`` after it.
+        """
+        if self._key is None or self._value is None:
+            return
+        key, spare_key = self._taken(self._key, self._spare_key, rows)
+        value, spare_value = self._taken(self._value, self._spare_value, rows)
+        self._key, self._spare_key, self._value, self._spare_value = key, spare_key, value, spare_value
+
+    def _taken(self, held: Tensor, spare: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows of one buffer, and the buffer for the next time. Only tokens that are there are copied."""
+        if torch.is_grad_enabled() and held.requires_grad:
+            return held.index_select(0, rows), None
+        if spare is None or len(spare) != len(rows):
+            spare = held.new_empty(len(rows), *held.shape[1:])
+        torch.index_select(held[:, :, : self.length], 0, rows, out=spare[:, :, : self.length])
+        return spare, held
 
 
 def caches(number: int, max_length: int | None = None) -> list[KeyValueCache]:

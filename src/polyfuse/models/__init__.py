@@ -1,6 +1,7 @@
 """Whole models. ``MODELS`` names them."""
 
 from polyfuse.models.bert import Bert, bert_base, bert_tiny
+from polyfuse.models.captioner import Captioner, captioner_base, captioner_tiny
 from polyfuse.models.clip import CLIP, clip_tiny, clip_vit_b16, clip_vit_b32, clip_vit_l14
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.models.mmbert import MMBERT, mmbert_medical, mmbert_tiny
@@ -81,6 +82,8 @@ MODELS = Registry(
         "mmbert_tiny": mmbert_tiny,
         "mmbt_base": mmbt_base,
         "mmbt_tiny": mmbt_tiny,
+        "captioner_base": captioner_base,
+        "captioner_tiny": captioner_tiny,
     },
 )
 
@@ -92,6 +95,7 @@ __all__ = [
     "STRATEGIES",
     "UNITER",
     "Bert",
+    "Captioner",
     "FusionModel",
     "MobileCLIP",
     "ModelOutput",

@@ -61,6 +61,8 @@ bench: $(VENV)/.dev ## speed, as ratios measured side by side
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep.py
 	$(call say,"models against transformers")
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/models.py
+	$(call say,"captions with and without a cache")
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/captioner.py
 
 lowest: ## test the layers on the lowest PyTorch that the metadata allows (several GB on Linux x86_64)
 	$(call say,"installing the lowest PyTorch into .venv-lowest")

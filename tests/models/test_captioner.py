@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from polyfuse.layers.attention import Attention
+from polyfuse.layers.key_value_cache import KeyValueCache
 from polyfuse.models.bert import Bert
 from polyfuse.models.captioner import Captioner, TokenEncoder, caption_loss, captioner_base, captioner_tiny
 from polyfuse.models.captioner_step import DecoderStep
@@ -201,6 +203,23 @@ def test_cached_and_uncached_logits_agree_over_steps_and_beams(norm_first: bool)
             slow.reorder(rows.flatten(), left)
     assert len(fast.caches[0].context.read()[0]) == 2  # held once per prompt, not per beam
     assert len(fast.caches[0].tokens.read()[0]) == 8
+
+
+def test_rows_that_do_not_share_the_contexts_evenly_are_refused() -> None:
+    layer = Attention(8, 2, context_dim=C)
+    cache = KeyValueCache()
+    layer(torch.zeros(2, 1, 8), torch.zeros(2, K, C), cache=cache)
+    with pytest.raises(ValueError, match="must be a multiple of the 2 rows in the context's cache, got 3"):
+        layer(torch.zeros(3, 2, 8), cache=cache)
+
+
+def test_half_precision() -> None:
+    model = built(dtype=torch.bfloat16)
+    _, context, mask = inputs()
+    for method in ("greedy", "beam", "nucleus"):
+        out = model.generate(context.bfloat16(), mask, method=method, max_length=5)
+        assert out.scores.dtype == torch.float32
+        assert out.scores.isfinite().all()
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])

@@ -34,7 +34,7 @@ _EMPTY_TAGS = frozenset({"", "hash", "clipart", "clip_art", "openclipart", "svg"
 
 
 def openclipart_pairs(*, side: int = 128, split: int = 0) -> ImageTextPairs:
-    """About 3,000 drawings, texts being title and tags, wordings the title, one tag, the description.
+    """About 2,500 drawings, texts being title and tags, wordings the title, one tag, the description.
 
     Drawn once and kept in the cache folder.
 

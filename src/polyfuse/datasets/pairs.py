@@ -15,7 +15,7 @@ from polyfuse.errors import UserError, require
 from polyfuse.registry import Registry
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
-# No validation part is cut by default rule; 5 of 75 concepts that may be trained on decide when to stop.
+# Of emoji concepts; the other sets have their own.
 RATIOS = (0.65, 0.05, 0.30)
 
 

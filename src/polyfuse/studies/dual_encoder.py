@@ -29,7 +29,7 @@ RIDGE = (300.0, 1000.0, 3000.0, 10000.0)
 _SIDE = 128
 _PAIRS_AT_ONCE = 384
 _TEXT_NETWORKS = ("minilm", "wordllama")
-_RARE_PAIR = 12  # a pair of words enters the vocabulary if it stands in so many training names
+_RARE_PAIR = 12  # a pair of words enters the vocabulary if it stands in so many distinct training names
 Say = Callable[[str], None]
 
 
@@ -191,14 +191,14 @@ def train_glyphs(folder: Path, *, seed: int = 0, epochs: int = 13, say: Say = pr
 
 
 def glyph_vocabulary(names: Sequence[str]) -> dict[str, int]:
-    """Ids from 1 of every word, and of the neighbouring pairs of words that are common.
+    """Ids from 1 of every word, and of the neighbouring pairs of words that stand in twelve names or more.
 
     Example:
-        >>> list(glyph_vocabulary(["small letter e"] * 12 + ["small hut"]))
-        ['e', 'hut', 'letter', 'letter e', 'small', 'small letter']
+        >>> list(glyph_vocabulary([f"sign {number}" for number in range(2)] + ["sign 0"]))
+        ['0', '1', 'sign']
     """
     counts: Counter[str] = Counter()
-    for name in set(names) if len(set(names)) > 2 * _RARE_PAIR else names:
+    for name in set(names):
         words = name.split()
         counts.update({*words, *(f"{a} {b}" for a, b in pairwise(words))})
     kept = sorted(piece for piece, count in counts.items() if " " not in piece or count >= _RARE_PAIR)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyfuse.layers.attention_maps import capture_attention
 from polyfuse.models.convert import Rule, read_tensors, strip_prefix
 from polyfuse.models.fastvit import FastViT
 from polyfuse.models.mobileclip_original import (
@@ -25,8 +24,8 @@ from polyfuse.models.mobileclip_original import (
     size_named,
 )
 from polyfuse.models.mobileclip_text import mct_layers
-from polyfuse.models.output import ModelOutput
-from polyfuse.models.pretrained import PretrainedModel, arguments
+from polyfuse.models.paired_towers import PairedTowers
+from polyfuse.models.pretrained import arguments
 from polyfuse.models.reparameterized import ConvNorm, Reparameterizable, reparameterize
 from polyfuse.models.text_transformer import TextTower
 from polyfuse.models.vision_transformer import VisionTower
@@ -77,7 +76,7 @@ class FastViTTower(nn.Module):
         return self.projection(self.trunk(images).mean((2, 3)))
 
 
-class MobileCLIP(PretrainedModel):
+class MobileCLIP(PairedTowers):
     """Image and text towers whose embeddings meet, as Apple defined them.
 
     Source: MobileCLIP, https://arxiv.org/abs/2311.17049; widths and depths are those of Apple's ``ml-mobileclip``.
@@ -195,52 +194,9 @@ class MobileCLIP(PretrainedModel):
             input_ids = F.pad(input_ids, (0, missing))
         return F.normalize(self.text(input_ids), dim=-1)
 
-    def encode(
-        self, images: Tensor | None = None, input_ids: Tensor | None = None, text_mask: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """``image_embedding (B, E)`` and ``text_embedding (C, E)``, of what is given; length 1.
-
-        Raises:
-            ValueError: If nothing is given.
-        """
-        if images is None and input_ids is None:
-            raise ValueError("give images, input_ids, or both; got neither")
-        found = {}
-        if images is not None:
-            found["image_embedding"] = self.encode_image(images)
-        if input_ids is not None:
-            found["text_embedding"] = self.encode_text(input_ids, text_mask)
-        return found
-
     def scale(self) -> Tensor:
         """What cosines are multiplied by: ``exp(logit_scale)``, at most 100."""
         return self.logit_scale.exp().clamp(max=MAX_SCALE)
-
-    def forward(
-        self,
-        images: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        text_mask: Tensor | None = None,
-        *,
-        tasks: Sequence[str] | None = None,
-        return_attention: bool = False,
-    ) -> ModelOutput:
-        """Embeddings of what is given; where both are, every image's logits over every text.
-
-        ``info``: ``image_embedding (B, E)``, ``text_embedding (C, E)``, ``logit_scale ()``, ``logits_per_image (B, C)``
-        and its transpose ``logits_per_text``, ``<task>_logits`` of heads where there are images.
-        """
-        if return_attention:
-            with capture_attention(self) as maps:
-                return self(images, input_ids, text_mask, tasks=tasks)._replace(attentions=maps)
-        asked = self.asked(tasks)
-        info = {**self.encode(images, input_ids, text_mask), "logit_scale": self.scale()}
-        if images is not None and input_ids is not None:
-            logits_BC = info["logit_scale"] * info["image_embedding"] @ info["text_embedding"].t()
-            info |= {"logits_per_image": logits_BC, "logits_per_text": logits_BC.t()}
-        if images is not None:
-            info |= {f"{task}_logits": self.heads[task](info["image_embedding"]) for task in asked}
-        return ModelOutput(None, None, info)
 
     def reparameterize(self) -> Self:
         """Fold the parallel branches into single convolutions, in place, and return the model.

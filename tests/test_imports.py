@@ -18,7 +18,7 @@ RANKS = [
     {"functional", "layers"},
     {"data", "encoders", "fusion", "heads", "losses"},
     {"models", "config", "datasets"},
-    {"train", "evaluate", "calibrate"},
+    {"train", "evaluate", "calibrate", "tasks"},
     {"report"},
     {"studies"},
     {"run"},

@@ -1,0 +1,82 @@
+"""Flickr30k: pictures with five captions each.
+
+Source: Young et al. 2014, "From image descriptions to visual denotations", TACL 2. Either the split by Karpathy
+(``dataset_flickr30k.json``, parsed whole), or the captions as first published (``results_20130124.token``, streamed)
+with the lists of the split (``train.txt``, ``val.txt``, ``test.txt`` of Flickr30k Entities: one number a line).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from polyfuse.data.problems import Problems
+from polyfuse.datasets.karpathy import read_split
+from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Pictures, Row, clean_text, locate, needed
+
+TOKENS = "results_20130124.token"
+KARPATHY = "dataset_flickr30k.json"
+PLACES = ("flickr30k-images", "flickr30k_images", "images", "Images", "")
+LISTS = (("train.txt", TRAIN), ("val.txt", VALIDATION), ("test.txt", TEST))
+LONGEST_LINE = 1 << 16
+
+
+def read(folder: Path, problems: Problems) -> Iterator[Row]:
+    """A row per picture. Without a split file every row is a training row, and that is counted as a problem.
+
+    Raises:
+        UserError: If neither file is there, or the JSON is none.
+    """
+    pictures = Pictures(folder, PLACES, problems)
+    path = needed("flickr30k", folder, KARPATHY, TOKENS)
+    if path.name == KARPATHY:
+        yield from read_split(path, pictures, problems)
+        return
+    parts = _parts(folder)
+    if not parts:
+        problems.add("split", f"no {', '.join(name for name, _ in LISTS)}: every row is a training row")
+    done: set[str] = set()
+    for number, (name, texts) in enumerate(_grouped(path, problems)):
+        key = name.rpartition(".")[0]
+        if name in done:
+            problems.add("row", "comes twice", number, name)
+            continue
+        done.add(name)
+        part = parts.get(key) if parts else TRAIN
+        if part is None:
+            problems.add("split", "in no list, left out", number, name)
+            continue
+        yield Row(key, part, pictures.find(name, number), key, tuple(texts), group=key)
+
+
+def _parts(folder: Path) -> dict[str, int]:
+    found = {}
+    for file, part in LISTS:
+        path = locate(folder, file)
+        if path is not None:
+            with path.open(encoding="utf-8", errors="replace") as lines:
+                found.update({line.strip().removesuffix(".jpg"): part for line in lines if line.strip()})
+    return found
+
+
+def _grouped(path: Path, problems: Problems) -> Iterator[tuple[str, list[str]]]:
+    """Name and captions of every picture: neighbouring lines ``name.jpg#0<tab>caption`` with one name."""
+    name = ""
+    texts: list[str] = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b"")):
+            try:
+                mark, tab, caption = line.decode().rstrip("\r\n").partition("\t")
+            except UnicodeDecodeError:
+                problems.add("text", "not UTF-8", number)
+                continue
+            picture, sign, which = mark.rpartition("#")
+            text = clean_text(caption)
+            if not (tab and sign and which.isdecimal() and picture and text):
+                problems.add("text", "no caption line", number, repr(mark[:40]))
+                continue
+            if picture != name:
+                if texts:
+                    yield name, texts
+                name, texts = picture, []
+            texts.append(text)
+    if texts:
+        yield name, texts

@@ -1,0 +1,374 @@
+"""Rows of tiny copies of the published files, field by field; what is missing or broken is counted and named."""
+
+import json
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyfuse.datasets.published import PUBLISHED, PublishedRows, Row, locate, prepared_home, read_published, share_box
+from polyfuse.errors import UserError
+
+from . import published_files as files
+
+
+def rows_of(name: str, folder: Path, **options: object) -> tuple[list[Row], PublishedRows]:
+    source = read_published(name, folder, **options)
+    rows = list(source)
+    assert list(source) == rows  # a second pass is the same, and starts counting anew
+    return rows, source
+
+
+def kinds(source: PublishedRows) -> dict[tuple[str, str], int]:
+    return source.problems.counts
+
+
+@pytest.mark.parametrize("year", [2014, 2017])
+def test_coco_captions(tmp_path: Path, year: int) -> None:
+    folder = files.coco(tmp_path, year)
+    rows, source = rows_of("coco_captions", folder)
+    assert [(row.id, row.part, row.image_id) for row in rows] == [("9", 0, "9"), ("25", 0, "25"), ("42", 1, "42")]
+    assert rows[0].texts == ("Caption 1 of 9.", "Caption 0 of 9.")
+    assert rows[0].image == (folder / f"train{year}" / files.coco_image(9, f"train{year}")["file_name"]).resolve()
+    assert rows[1].image is None
+    assert kinds(source) == {("picture", "missing file"): 1}
+    assert "000000000025.jpg" in source.problems.lines()[0]
+
+
+def test_coco_captions_that_are_broken(tmp_path: Path) -> None:
+    folder = files.coco(tmp_path)
+    path = folder / "annotations" / "captions_val2014.json"
+    document = json.loads(path.read_text())
+    document["annotations"] += [
+        {"image_id": 77, "id": 1, "caption": "of nothing"}, {"image_id": "42", "caption": "x"},
+        {"image_id": 42, "caption": " "}, {"image_id": 42, "caption": None}, "word",
+    ]  # fmt: skip
+    document["images"] += [document["images"][0], {"id": 43}, {"id": True, "file_name": "a"}]
+    files.dump(path, document)
+    rows, source = rows_of("coco_captions", folder)
+    assert [row.id for row in rows] == ["9", "25", "42"]
+    assert kinds(source) == {
+        ("picture", "missing file"): 1, ("annotations", "unknown picture"): 1, ("annotations", "empty caption"): 1,
+        ("annotations", "no usable 'image_id'"): 1, ("annotations", "no usable 'caption'"): 1,
+        ("annotations", "not an object"): 1, ("images", "comes twice"): 1, ("images", "no usable 'file_name'"): 1,
+        ("images", "no usable 'id'"): 1,
+    }  # fmt: skip
+
+
+def test_coco_instances(tmp_path: Path) -> None:
+    folder = files.coco(tmp_path)
+    rows, source = rows_of("coco_instances", folder)
+    assert rows[0].boxes == ((0.25, 0.25, 0.75, 0.75), (0.75, 0.25, 1.0, 0.75))  # the second is cut at the edge
+    assert rows[0].labels == ("dog", "person")
+    assert rows[1].labels == ("dog",)
+    assert kinds(source)["annotations", "crowd, left out"] == 2
+    assert kinds(source)["annotations", "no box"] == 2
+    with_crowds, _ = rows_of("coco_instances", folder, crowds=True)
+    assert with_crowds[0].boxes[1] == (0.0, 0.0, 1.0, 1.0)
+
+
+def test_coco_needs_one_year_that_is_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"coco_captions' must have 'captions_train2014.json' or .* found none"):
+        list(read_published("coco_captions", tmp_path))
+    files.coco(tmp_path, 2014)
+    files.coco(tmp_path, 2017)
+    with pytest.raises(UserError, match="2014 and 2017; say which with year="):
+        list(read_published("coco_captions", tmp_path))
+    assert len(list(read_published("coco_captions", tmp_path, year=2017))) == 3
+    with pytest.raises(UserError, match=r"year must be one of .* got 2015"):
+        list(read_published("coco_captions", tmp_path, year=2015))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("<!DOCTYPE html><html>", "is a web page"),
+        ('{"images": [], "annotations": [', "no whole JSON file"),
+        ("[]", "must hold a JSON object, got list"),
+        ('{"images": {}}', "must hold a list 'images'"),
+        ("[" * 100_000, "no whole JSON file"),
+    ],
+)
+def test_an_annotation_file_that_is_none_is_an_error(tmp_path: Path, content: str, named: str) -> None:
+    (tmp_path / "captions_val2014.json").write_text(content)
+    with pytest.raises(UserError, match=f"captions_val2014.json' .*{named}"):
+        list(read_published("coco_captions", tmp_path))
+
+
+def test_karpathys_split_of_coco(tmp_path: Path) -> None:
+    entries = [
+        ("COCO_val2014_000000000042.jpg", "test", {"filepath": "val2014", "cocoid": 42}),
+        ("COCO_train2014_000000000009.jpg", "restval", {"filepath": "train2014", "cocoid": 9}),
+        ("x.jpg", "holdout", {"filepath": "val2014", "cocoid": 7}),
+    ]
+    files.karpathy(tmp_path / "dataset_coco.json", "coco", entries)
+    files.coco(tmp_path)
+    rows, source = rows_of("coco_karpathy", tmp_path)
+    assert [(row.id, row.part, row.texts) for row in rows] == [
+        ("42", 2, ("A dog 0.", "A dog 1.")),
+        ("9", 0, ("A dog 0.", "A dog 1.")),
+    ]
+    assert all(isinstance(row.image, Path) and row.image.is_file() for row in rows)
+    assert kinds(source) == {("images", "unknown split"): 1}
+
+
+def test_flickr30k_as_tokens(tmp_path: Path) -> None:
+    folder = files.flickr(tmp_path)
+    rows, source = rows_of("flickr30k", folder)
+    assert [(row.id, row.part, len(row.texts)) for row in rows] == [
+        ("1000092795", 0, 2), ("10002456", 1, 1), ("1000268201", 2, 1),
+    ]  # fmt: skip
+    assert rows[0].texts[1] == "Two young , White males are outside near many bushes ."
+    assert kinds(source) == {("picture", "missing file"): 1}
+    with (folder / "results_20130124.token").open("ab") as file:
+        file.write(b"1000092795.jpg#4\tAgain .\nno tab\n5.jpg#0\t\xff\n6.jpg#0\tIn no list .\n7.jpg\tNo number .\n")
+    again, source = rows_of("flickr30k", folder)
+    assert again == rows
+    assert kinds(source) == {
+        ("picture", "missing file"): 1, ("row", "comes twice"): 1, ("text", "no caption line"): 2,
+        ("text", "not UTF-8"): 1, ("split", "in no list, left out"): 1,
+    }  # fmt: skip
+    for name in ("train", "val", "test"):
+        (folder / f"{name}.txt").unlink()
+    unsplit, source = rows_of("flickr30k", folder)
+    assert {row.part for row in unsplit} == {0}
+    assert any("every row is a training row" in kind for _, kind in kinds(source))
+
+
+def test_flickr30k_in_karpathys_split(tmp_path: Path) -> None:
+    files.flickr(tmp_path)
+    files.karpathy(
+        tmp_path / "dataset_flickr30k.json",
+        "flickr30k",
+        [("1000092795.jpg", "train", {}), ("10002456.jpg", "test", {})],
+    )
+    rows, source = rows_of("flickr30k", tmp_path)
+    assert [(row.id, row.part) for row in rows] == [("1000092795", 0), ("10002456", 2)]
+    assert not source.problems
+
+
+def test_vqa_v2(tmp_path: Path) -> None:
+    rows, source = rows_of("vqa_v2", files.vqa(tmp_path))
+    assert [(row.id, row.part) for row in rows] == [
+        ("458752000", 0), ("458752001", 0), ("262148000", 1), ("262144000", 2),
+    ]  # fmt: skip
+    first = rows[0]
+    assert (first.texts, first.answers) == (("What is this 458752000?",), tuple(files.ANSWERS))
+    assert (first.labels, first.kind, first.image_id) == (("net",), "other", "458752")
+    assert first.image is not None
+    assert (rows[3].answers, rows[3].labels) == ((), ())
+    assert not source.problems
+
+
+def test_vqa_v2_with_answers_missing(tmp_path: Path) -> None:
+    path = files.vqa(tmp_path) / "v2_mscoco_train2014_annotations.json"
+    document = json.loads(path.read_text())
+    document["annotations"][0]["answers"].pop()
+    document["annotations"][1]["question_id"] = 5
+    files.dump(path, document)
+    (tmp_path / "v2_mscoco_val2014_annotations.json").unlink()
+    rows, source = rows_of("vqa_v2", tmp_path)
+    assert [len(row.answers) for row in rows] == [9, 0, 0, 0]
+    assert kinds(source) == {
+        ("answer", "not 10 answers"): 1, ("answer", "not answered"): 2, ("answer", "unknown question"): 1,
+        ("answer", "no v2_mscoco_val2014_annotations.json"): 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "sub", "by"),
+    [("refcoco", "refcoco", "unc"), ("refcoco_plus", "refcoco+", "unc"), ("refcocog", "refcocog", "umd")],
+)
+def test_refcoco(tmp_path: Path, name: str, sub: str, by: str) -> None:
+    (tmp_path / "data" / sub).mkdir(parents=True)
+    (tmp_path / "data" / sub / f"refs({by}).p").write_bytes(files.python_2_pickle(files.references()))
+    files.dump(tmp_path / "data" / sub / "instances.json", files.instances())
+    files.picture(tmp_path / "train2014" / "COCO_train2014_000000581857.jpg")
+    rows, source = rows_of(name, tmp_path)
+    assert [(row.id, row.part, row.kind, row.group, row.texts) for row in rows] == [
+        ("0", 0, "train", "0", ("navy blue shirt",)),
+        ("1", 0, "train", "0", ("woman back in blue",)),
+        ("10", 2, "testA", "1", ("café sign",)),
+        ("20", 2, "testB", "2", ("left one",)),
+    ]
+    assert rows[0].boxes == (pytest.approx((0.1, 0.1, 0.6, 0.6)),)
+    assert (rows[0].labels, rows[0].image_id) == (("person",), "581857")
+    assert rows[0].image is not None
+    assert kinds(source) == {("refs", "no box"): 1, ("picture", "missing file"): 1}
+    with pytest.raises(UserError, match=r"split by .*, got 'berkeley'"):
+        list(read_published(name, tmp_path, split_by="berkeley"))
+
+
+def test_refcoco_names_the_set_it_means_and_runs_no_pickle(tmp_path: Path) -> None:
+    (tmp_path / "refcoco+").mkdir()
+    (tmp_path / "refcoco+" / "refs(unc).p").write_bytes(pickle.dumps(files.references()))
+    with pytest.raises(UserError, match=r"'refcoco/refs\(unc\).p'"):
+        list(read_published("refcoco", tmp_path))
+    with pytest.raises(UserError, match=r"instances.json' beside"):
+        list(read_published("refcoco_plus", tmp_path))
+    (tmp_path / "refcoco+" / "refs(unc).p").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(UserError, match=r"asks for GLOBAL os.system"):
+        list(read_published("refcoco_plus", tmp_path))
+
+
+def test_mm_imdb(tmp_path: Path) -> None:
+    rows, source = rows_of("mm_imdb", files.mm_imdb(tmp_path))
+    assert [(row.id, row.part, row.labels) for row in rows] == [
+        ("0068646", 0, ("Crime", "Drama")), ("0111161", 1, ("Drama",)), ("0071562", 2, ()),
+    ]  # fmt: skip
+    assert rows[0].texts == ("The aging patriarch.", "Short.")
+    assert rows[1].texts == ("Two imprisoned men.",)
+    assert rows[2].image is None
+    assert kinds(source) == {
+        ("film", "missing file"): 1, ("text", "no plot"): 1, ("label", "none of the genres"): 1,
+        ("picture", "missing file"): 1,
+    }  # fmt: skip
+    every, _ = rows_of("mm_imdb", tmp_path, all_genres=True)
+    assert every[1].labels == ("Drama", "News")
+
+
+def test_mm_imdb_of_a_hostile_split(tmp_path: Path) -> None:
+    files.dump(tmp_path / "split.json", {"train": ["../../etc/passwd", 5, "a"], "dev": [], "test": ["a"]})
+    files.dump(tmp_path / "dataset" / "a.json", [1])
+    rows, source = rows_of("mm_imdb", tmp_path)
+    assert rows == []
+    assert kinds(source) == {("row", "no film"): 2, ("row", "comes twice"): 1, ("film", "not an object"): 1}
+
+
+def test_mm_imdb_features_need_h5py_and_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "multimodal_imdb.hdf5"
+    path.write_bytes(b"\x89HDF\r\n\x1a\n")
+    try:
+        import h5py
+    except ModuleNotFoundError:
+        with pytest.raises(UserError, match="pip install h5py"):
+            list(read_published("mm_imdb_features", tmp_path))
+        return
+    with pytest.raises(UserError, match="damaged"):
+        list(read_published("mm_imdb_features", tmp_path))
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(7, 300))
+    features[2, 5] = math.nan
+    with h5py.File(path, "w") as file:
+        file["features"], file["vgg_features"] = features, rng.normal(size=(7, 4096)).astype("f4")
+        file["genres"] = np.eye(23, dtype="i4")[:7]
+    rows, source = rows_of_features(tmp_path)
+    assert [row.part for row in rows] == [0, 0, 0, 1, 1, 2, 2]
+    assert rows[3].labels == ("genre03",)
+    assert rows[1].features["text"].shape == (300,)
+    assert set(rows[2].features) == {"image"}
+    assert kinds(source) == {("text", "not finite"): 1}
+
+
+def rows_of_features(folder: Path) -> tuple[list[Row], PublishedRows]:
+    source = read_published("mm_imdb_features", folder, starts=(3, 5))
+    return list(source), source
+
+
+def test_hateful_memes(tmp_path: Path) -> None:
+    rows, source = rows_of("hateful_memes", files.hateful(tmp_path / "a" / "memes"))
+    assert [(row.id, row.part, row.kind, row.labels) for row in rows] == [
+        ("42953", 0, "train", ("not hateful",)), ("01236", 0, "train", ("hateful",)),
+        ("8291", 1, "dev_seen", ("hateful",)), ("3333", 1, "dev_unseen", ("not hateful",)),
+        ("16395", 2, "test_seen", ()),
+    ]  # fmt: skip
+    assert rows[1].texts == ("two lines",)
+    assert rows[3].image is None  # it lies outside of the folder
+    assert kinds(source) == {
+        ("row", "unreadable"): 1, ("row", "comes twice"): 1, ("picture", "outside the folder"): 1,
+    }  # fmt: skip
+
+
+def test_roco(tmp_path: Path) -> None:
+    rows, source = rows_of("roco", files.roco(tmp_path))
+    assert [(row.id, row.part) for row in rows] == [
+        (f"ROCO_{name}_{number}", part)
+        for part, name in enumerate(("train", "validation", "test"))
+        for number in (1, 2)
+    ]
+    assert rows[0].texts == ("Computed tomography of the chest.",)
+    assert all(row.image is not None for row in rows)
+    assert kinds(source) == {("text", "not UTF-8"): 1, ("row", "no tab"): 1}
+
+
+def test_roco_v2(tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}_captions.csv").write_text(f'ID,Caption\nROCOv2_{name}_1,"CT, axial."\nROCOv2_{name}_2,\n')
+        files.picture(tmp_path / name / f"ROCOv2_{name}_1.jpg")
+    rows, source = rows_of("roco", tmp_path)
+    assert [(row.id, row.part, row.texts) for row in rows] == [
+        ("ROCOv2_train_1", 0, ("CT, axial.",)), ("ROCOv2_train_2", 0, ()),
+        ("ROCOv2_valid_1", 1, ("CT, axial.",)), ("ROCOv2_valid_2", 1, ()),
+    ]  # fmt: skip
+    assert kinds(source) == {("text", "empty caption"): 2, ("picture", "missing file"): 2}
+
+
+def test_chest_x_rays(tmp_path: Path) -> None:
+    rows, source = rows_of("iu_xray", files.iu_xray(tmp_path))
+    assert len(rows) == 40
+    assert rows[0].texts == ("The heart, normal. Lungs clear. Normal chest.",)
+    assert (rows[0].labels, rows[0].kind, rows[1].kind) == (("Opacity", "Cardiomegaly"), "Frontal", "Lateral")
+    assert rows[4].texts == ()
+    parts = {row.group: row.part for row in rows}
+    assert all(parts[row.group] == row.part for row in rows)  # both pictures of a report are in one part
+    assert [list(parts.values()).count(part) for part in range(3)] == [14, 2, 4]
+    assert kinds(source) == {
+        ("picture", "missing file"): 2, ("text", "no findings and no impression"): 1,
+        ("projections", "unknown report"): 1,
+    }  # fmt: skip
+    other, _ = rows_of("iu_xray", tmp_path, split=1)
+    assert [row.part for row in other] != [row.part for row in rows]
+
+
+def test_a_table_without_a_column_is_an_error(tmp_path: Path) -> None:
+    files.iu_xray(tmp_path)
+    (tmp_path / "indiana_reports.csv").write_text("uid,findings\n1,x\n")
+    with pytest.raises(UserError, match="no column 'Problems'"):
+        list(read_published("iu_xray", tmp_path))
+
+
+def test_names_folders_and_what_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYFUSE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="did you mean 'refcoco'"):
+        read_published("refcocco", tmp_path)
+    with pytest.raises(UserError, match=r"got '.*nowhere', which is none"):
+        read_published("refcoco", tmp_path / "nowhere")
+    with pytest.raises(UserError, match="polyfuse data prepare flickr30k --source"):
+        read_published("flickr30k")
+    files.flickr(tmp_path / "mine")
+    home = prepared_home("flickr30k")
+    files.dump(home / "PREPARED.json", {"folder": str(tmp_path / "mine")})
+    assert len(list(read_published("flickr30k"))) == 3
+    (home / "PREPARED.json").write_text("{}")
+    with pytest.raises(UserError, match="is damaged"):
+        read_published("flickr30k")
+
+
+def test_every_source_says_where_it_comes_from_and_has_a_reader() -> None:
+    for name, source in PUBLISHED.items():
+        assert callable(source.load()), name
+        assert source.home.startswith("http"), name
+        assert all((source.about, source.licence, source.files)), name
+
+
+def test_boxes_and_places(tmp_path: Path) -> None:
+    assert share_box([-5, -5, 100, 100], 10, 20) == (0.0, 0.0, 1.0, 1.0)
+    for box in ([1, 2, 3], None, [1, 2, math.nan, 4], ["1", 2, 3, 4], [50, 0, 5, 5], [True, 1, 2, 2]):
+        assert share_box(box, 10, 20) is None
+    assert share_box([0, 0, 1, 1], None, 20) is None
+    (tmp_path / "below" / "two").mkdir(parents=True)
+    (tmp_path / "below" / "a.txt").write_text("1")
+    (tmp_path / "below" / "two" / "b.txt").write_text("1")
+    assert locate(tmp_path, "b.txt", "a.txt") == tmp_path / "below" / "a.txt"
+    assert locate(tmp_path, "two/b.txt") == tmp_path / "below" / "two" / "b.txt"
+
+
+def test_reading_opens_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    folder = files.flickr(tmp_path)
+    monkeypatch.setattr(Image, "open", lambda *a, **k: pytest.fail("a picture was opened"))
+    first = next(iter(read_published("flickr30k", folder)))
+    assert first.image is not None

@@ -52,7 +52,6 @@ SMALL = (
     "mixed",
     "collapsed",
     "htad | missing 0.7",
-    "htad | mnar",
 )
 #: Arms that only the full scale has: costly, or telling little beside their neighbours.
 LEFT_OUT = (
@@ -60,10 +59,19 @@ LEFT_OUT = (
     "late_sum",
     "low_rank_plain",
     "bottleneck_plain",
+    "bottleneck",
     "tensor",
+    "experts",
+    "embracenet_plain",
+    "gate_plain",
+    "concat_stratified",
+    "pool_ramp",
     "aecf_dominance",
     "aecf_instance",
     "monotone",
+    "hinge",
+    "proxy",
+    "ogm_ge",
 )
 _CLASSES_ONLY = ("hinge", "aecf_full", "aecf_instance", "gate_full")
 
@@ -94,6 +102,7 @@ INGREDIENTS = (
     ("dominance-driven masking, matched rate", "aecf_dominance", "pool"),
     ("a linear ramp of the dropout", "pool_ramp", "pool"),
     ("the entropy bonus", "pool_ramp_bonus", "pool_ramp"),
+    ("a ramp and the entropy bonus", "pool_ramp_bonus", "pool"),
     ("the confidence hinge", "aecf_full", "pool_ramp_bonus"),
     ("a coefficient per row from random passes", "aecf_instance", "aecf_full"),
     ("all of AECF, on the pool", "aecf_full", "pool"),

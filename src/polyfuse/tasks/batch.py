@@ -148,7 +148,7 @@ class TaskBatch:
 
     def to(self, device: torch.device) -> "TaskBatch":
         """On another device."""
-        moved = {
+        moved: dict[str, Any] = {
             item.name: value.to(device) if isinstance(value := getattr(self, item.name), Tensor) else value
             for item in fields(self)
         }

@@ -1,0 +1,257 @@
+"""The models behind one interface: visual tokens and words in, states of both and one vector per row out.
+
+Shapes: B rows, T words, P visual tokens, D width. Masks: True = present.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from polyfuse.models.multimodal_transformer import MultimodalTransformer
+from polyfuse.models.uniter import UNITER
+from polyfuse.models.vilbert import ViLBERT
+from polyfuse.models.visual_bert import VisualBert
+from polyfuse.registry import Registry
+from polyfuse.tasks.stem import VisualTokens, seven
+
+
+class States(NamedTuple):
+    """What a backbone makes of a batch.
+
+    Attributes:
+        text: ``(B, T, D)``.
+        image: ``(B, P, D)``.
+        pooled: ``(B, D)``, of what is present.
+    """
+
+    text: Tensor
+    image: Tensor
+    pooled: Tensor
+
+
+class MultimodalBackbone(nn.Module):
+    """``MultimodalTransformer`` over word vectors and visual tokens, any of its nine strategies.
+
+    Args:
+        vocab_size: Token ids.
+        dim: Width D.
+        max_length: Places of words.
+        num_layers: Of ``MultimodalTransformer``.
+        num_heads: Likewise.
+        fusion: Likewise.
+        dropout: Likewise.
+        options: Its further arguments.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        max_length: int,
+        *,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        fusion: str = "early",
+        dropout: float = 0.1,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocab_size, dim)
+        nn.init.normal_(self.words.weight, std=0.02)
+        self.model = MultimodalTransformer(
+            ("image", "text"),
+            dim,
+            fusion=fusion,
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            max_length={"text": max_length},
+            dropout=dropout,
+            **options,
+        )
+
+    def forward(self, visual: VisualTokens, text: Tensor, text_mask: Tensor) -> States:
+        """States; a modality whose mask is False throughout a row is absent from it."""
+        words = self.words(text.masked_fill(~text_mask, 0))
+        output = self.model.encode({"image": visual.states, "text": words}, {"image": visual.mask, "text": text_mask})
+        return States(output.info["text_tokens"], output.info["image_tokens"], output.info["pooled"])
+
+
+class UniterBackbone(nn.Module):
+    """``UNITER``: one stream; the visual tokens are its regions.
+
+    Args:
+        vocab_size: Token ids.
+        dim: Width D.
+        max_length: Places of words.
+        num_layers: Layers.
+        num_heads: Heads.
+        dropout: On embeddings, on what every part adds, on attention weights.
+        options: Further arguments of ``UNITER``.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        max_length: int,
+        *,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        dropout: float = 0.1,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.model = UNITER(
+            vocab_size=vocab_size,
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            region_dim=dim,
+            max_length=max_length,
+            dropout=dropout,
+            attention_dropout=dropout,
+            **{"hidden_dim": 4 * dim, **options},
+        )
+
+    def forward(self, visual: VisualTokens, text: Tensor, text_mask: Tensor) -> States:
+        """States."""
+        output = self.model(
+            text,
+            text_mask=text_mask,
+            region_features=visual.states,
+            region_boxes=seven(visual.boxes),
+            region_mask=visual.mask,
+            tasks=(),
+        )
+        length = text.shape[1]
+        return States(output.sequence[:, :length], output.sequence[:, length:], output.pooled)
+
+
+class ViLBERTBackbone(nn.Module):
+    """``ViLBERT``: two streams that meet in co-attention; the mean of the visual tokens is its region 0.
+
+    Args:
+        vocab_size: Token ids.
+        dim: Width D of both streams.
+        max_length: Places of words.
+        num_layers: Text layers; half of them come before the first connection, the regions have as many as there are
+            connections.
+        num_heads: Heads.
+        dropout: Everywhere.
+        options: Further arguments of ``ViLBERT``.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        max_length: int,
+        *,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        dropout: float = 0.1,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        first = num_layers // 2
+        met = max(1, num_layers - first)
+        sizes = {
+            "hidden_dim": 4 * dim,
+            "region_hidden_dim": 4 * dim,
+            "region_layers": met,
+            "text_connections": tuple(range(num_layers - met, num_layers)),
+            "region_connections": tuple(range(met)),
+            **{f"{part}dropout": dropout for part in ("", "attention_", "region_", "region_attention_", "head_")},
+        }
+        self.model = ViLBERT(
+            vocab_size=vocab_size,
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            max_length=max_length,
+            feature_dim=dim,
+            region_dim=dim,
+            region_heads=num_heads,
+            co_dim=dim,
+            co_heads=num_heads,
+            **{**sizes, **options},
+        )
+
+    def forward(self, visual: VisualTokens, text: Tensor, text_mask: Tensor) -> States:
+        """States; where one side is absent the other's pooled vector stands alone."""
+        here = visual.mask[..., None].to(visual.states.dtype)
+        whole = (visual.states * here).sum(dim=1, keepdim=True) / here.sum(dim=1, keepdim=True).clamp(min=1)
+        frame = torch.tensor([0.0, 0.0, 1.0, 1.0], device=text.device).expand(len(text), 1, 4)
+        boxes = torch.cat([frame, visual.boxes], dim=1)
+        area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+        there = visual.mask.any(dim=1)
+        output = self.model(
+            text,
+            text_mask=text_mask,
+            region_features=torch.cat([whole, visual.states], dim=1),
+            region_boxes=torch.cat([boxes, area[..., None]], dim=-1),
+            region_mask=torch.cat([there[:, None], visual.mask], dim=1),
+            tasks=(),
+        )
+        said = text_mask.any(dim=1)
+        pooled = torch.where(said[:, None], output.pooled_text, 1.0) * torch.where(
+            there[:, None], output.pooled_image, 1.0
+        )
+        return States(output.text, output.regions[:, 1:], pooled.masked_fill(~(said | there)[:, None], 0.0))
+
+
+class VisualBertBackbone(nn.Module):
+    """``VisualBert``: one stream without boxes; the visual tokens carry their own places.
+
+    Args:
+        vocab_size: Token ids.
+        dim: Width D.
+        max_length: Places of words.
+        num_layers: Layers.
+        num_heads: Heads.
+        dropout: Everywhere.
+        options: Further arguments of ``VisualBert``.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        max_length: int,
+        *,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        dropout: float = 0.1,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.model = VisualBert(
+            vocab_size=vocab_size,
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            region_dim=dim,
+            max_length=max_length,
+            dropout=dropout,
+            attention_dropout=dropout,
+            **{"hidden_dim": 4 * dim, **options},
+        )
+
+    def forward(self, visual: VisualTokens, text: Tensor, text_mask: Tensor) -> States:
+        """States."""
+        output = self.model(text, text_mask=text_mask, region_features=visual.states, region_mask=visual.mask, tasks=())
+        return States(output.text, output.regions, output.pooled)
+
+
+#: Backbones by name; each takes ``(vocab_size, dim, max_length, **options)``.
+BACKBONES = Registry(
+    "backbone",
+    {
+        "multimodal": MultimodalBackbone,
+        "uniter": UniterBackbone,
+        "vilbert": ViLBERTBackbone,
+        "visual_bert": VisualBertBackbone,
+    },
+)

@@ -4,6 +4,7 @@ Those are contrast, matching, masked modelling, transport, grounding and caption
 """
 
 from polyfuse.losses.captioning import CaptioningLoss, captioning_loss
+from polyfuse.losses.chunked import chunked_info_nce, chunked_siglip
 from polyfuse.losses.consistency import (
     CEC,
     confidence_hinge,
@@ -16,6 +17,7 @@ from polyfuse.losses.consistency import (
 )
 from polyfuse.losses.contrastive import cosine_pair_loss, hard_hinge, info_nce, siglip_loss
 from polyfuse.losses.contrastive_modules import CosinePairLoss, HardHinge, InfoNCELoss, SigLIPLoss
+from polyfuse.losses.distributed import GatherWithGradient, distributed_info_nce, distributed_siglip
 from polyfuse.losses.entropy import EntropyRegularizer, entropy_bonus, unimodal_disagreement
 from polyfuse.losses.grounding import (
     BoxLoss,
@@ -51,6 +53,7 @@ from polyfuse.losses.masking import (
     patches,
 )
 from polyfuse.losses.matching import MatchingLoss, MatchingPairs, hard_pairs, matching_loss, random_pairs
+from polyfuse.losses.momentum import ITCLoss, Keys, MomentumQueue, MomentumTeacher, itc_loss
 from polyfuse.losses.scale import LearnableScale
 from polyfuse.losses.task import TASKS, TaskLoss, task_loss
 from polyfuse.losses.transport import (
@@ -67,8 +70,11 @@ __all__ = [
     "CaptioningLoss",
     "CosinePairLoss",
     "EntropyRegularizer",
+    "GatherWithGradient",
     "HardHinge",
+    "ITCLoss",
     "InfoNCELoss",
+    "Keys",
     "LearnableScale",
     "MaskedLanguageLoss",
     "MaskedPatches",
@@ -79,6 +85,8 @@ __all__ = [
     "MaskedTokens",
     "MatchingLoss",
     "MatchingPairs",
+    "MomentumQueue",
+    "MomentumTeacher",
     "RegionPhraseLoss",
     "SigLIPLoss",
     "TaskLoss",
@@ -90,9 +98,13 @@ __all__ = [
     "centers_to_corners",
     "choose",
     "choose_patches",
+    "chunked_info_nce",
+    "chunked_siglip",
     "confidence_hinge",
     "cosine_pair_loss",
     "distillation",
+    "distributed_info_nce",
+    "distributed_siglip",
     "divergence",
     "entropy_bonus",
     "generalized_iou",
@@ -101,6 +113,7 @@ __all__ = [
     "hard_pairs",
     "info_nce",
     "instance_coefficient",
+    "itc_loss",
     "martingale_consistency",
     "mask_regions",
     "mask_tokens",

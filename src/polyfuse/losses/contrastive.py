@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from polyfuse.functional import at_least_float32
 from polyfuse.losses.matching import negatives
-from polyfuse.losses.reduce import all_there, reduce
+from polyfuse.losses.reduce import all_there, full_precision, reduce
 
 
 def info_nce(
@@ -50,13 +50,15 @@ def info_nce(
     here = torch.ones(count, dtype=torch.bool, device=first.device) if present is None else present
     first = first.masked_fill(~here[:, None], 0.0)
     second = second.masked_fill(~here[:, None], 0.0)
-    logits = scale * first @ second.t()
+    with full_precision(first):
+        logits = scale * first @ second.t()
     same = torch.eye(count, dtype=torch.bool, device=first.device) if ids is None else ids[:, None] == ids[None, :]
     both = here[:, None] & here[None, :]
     target = (same & both).to(logits.dtype)
     target = target / target.sum(dim=1, keepdim=True).clamp(min=1)
     if label_smoothing:
-        target = target * (1 - label_smoothing) + label_smoothing * both / both.sum(dim=1, keepdim=True).clamp(min=1)
+        even = both.to(logits.dtype) / here.sum().clamp(min=1)
+        target = target * (1 - label_smoothing) + label_smoothing * even
     lowest = torch.finfo(logits.dtype).min
     total = logits.new_zeros(())
     for matrix in (logits, logits.t()):
@@ -99,7 +101,8 @@ def siglip_loss(
     first, second, here = _present_rows(first, second, present)
     both = here[:, None] & here[None, :]
     together = both & ~negatives(len(first), first, ids, here)
-    logits = scale * first @ second.t() + bias
+    with full_precision(first):
+        logits = scale * first @ second.t() + bias
     each = F.logsigmoid(torch.where(together, logits, -logits)).masked_fill(~both, 0.0)
     return -each.sum() / here.sum().clamp(min=1)
 
@@ -179,7 +182,8 @@ def hard_hinge(
     first, second, here = _present_rows(first, second, present)
     if not len(first):
         return (first.sum() + second.sum()) * 0.0
-    scores = first @ second.t()
+    with full_precision(first):
+        scores = first @ second.t()
     allowed = negatives(len(first), first, ids, here)
     own = scores.diagonal()
     total = scores.new_zeros(())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyfuse.functional import at_least_float32
-from polyfuse.losses.reduce import all_there, check_mask
+from polyfuse.losses.reduce import all_there, check_mask, full_precision
 
 EPS = 1e-5  # of the norms in the cosine, as in UNITER's code
 
@@ -16,7 +16,9 @@ EPS = 1e-5  # of the norms in the cosine, as in UNITER's code
 def cosine_cost(words: Tensor, regions: Tensor) -> Tensor:
     """``1 - cos`` between all words and regions: ``(B, T, D)`` and ``(B, R, D)`` to ``(B, T, R)``, at least float32."""
     words, regions = at_least_float32(words), at_least_float32(regions)
-    return 1.0 - F.normalize(words, dim=-1, eps=EPS) @ F.normalize(regions, dim=-1, eps=EPS).transpose(1, 2)
+    words, regions = F.normalize(words, dim=-1, eps=EPS), F.normalize(regions, dim=-1, eps=EPS)
+    with full_precision(words):
+        return 1.0 - words @ regions.transpose(1, 2)
 
 
 @torch.no_grad()
@@ -64,8 +66,8 @@ def transport_plan(
     for _ in range(iterations):
         q = kernel * plan
         for _ in range(inner):
-            delta = _over(share_m, torch.einsum("bnm,bn->bm", q, sigma), regions)
-            sigma = _over(share_n, torch.einsum("bnm,bm->bn", q, delta), words)
+            delta = _over(share_m, (q * sigma[:, :, None]).sum(dim=1), regions)
+            sigma = _over(share_n, (q * delta[:, None, :]).sum(dim=2), words)
         plan = sigma[:, :, None] * q * delta[:, None, :]
     return plan
 

@@ -307,7 +307,8 @@ def _info(ledger: Ledger, data: str, about: Mapping[str, DataInfo]) -> DataInfo:
     subsets = {e.subset for e in ledger.entries(data, "subset", ledger.metric(data))}
     inputs = tuple(dict.fromkeys(m for s in sorted(subsets, key=lambda s: -s.count("+")) for m in s.split("+") if m))
     notes = tuple(dict.fromkeys(e.stage for e in ledger.entries(data, "data", "note")))
-    base = about.get(data, DataInfo(data))
+    # A data set that an earlier call left in the folder: its name tells whether it is a variant.
+    base = about.get(data, DataInfo(data, plain=", " not in data))
     return replace(
         base,
         name=data,

@@ -10,7 +10,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from polyfuse.datasets.pairs import TEST, TRAIN, ImageTextPairs, emoji_pairs, load_pairs, same_words
 from polyfuse.encoders.matching import MATCHER_SETTINGS, ink, text_features, word_ids
+from polyfuse.evaluate.retrieval import Recall, first_right_ranks, recall
 from polyfuse.losses import info_nce
 from polyfuse.models.dual_encoder import DualEncoder, FeatureTower
 
@@ -33,26 +33,9 @@ _RARE_PAIR = 12  # a pair of words enters the vocabulary if it stands in so many
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Recall:
-    """How often the right text is among the first k of the gallery.
-
-    Attributes:
-        gallery: Distinct texts.
-        queries: Pictures.
-        at: ``{k: share}``; a text that scores the same as the right one counts as behind it.
-    """
-
-    gallery: int
-    queries: int
-    at: Mapping[int, float]
-
-
-def recall(images: Tensor, texts: Tensor, right: Tensor, ks: Sequence[int] = (1, 5, 10)) -> Recall:
+def found(images: Tensor, texts: Tensor, right: Tensor) -> Recall:
     """Of unit vectors ``(N, E)`` and ``(C, E)``, and the number of each picture's text ``(N,)``."""
-    scores = images @ texts.t()
-    rank = (scores > scores.gather(1, right[:, None])).sum(dim=1)
-    return Recall(len(texts), len(images), {k: (rank < k).float().mean().item() for k in ks})
+    return recall(first_right_ranks(images, texts, right, torch.arange(len(texts))), len(texts))
 
 
 def gallery(pairs: ImageTextPairs, rows: np.ndarray) -> tuple[list[str], Tensor]:
@@ -100,7 +83,7 @@ def train_clipart(folder: Path, *, seed: int = 0, steps: int = 1500, say: Say = 
         texts, right = gallery(pairs, test)
         said = torch.from_numpy(text_features(words, texts))
         with torch.inference_mode():
-            scores[pairs.name] = recall(model.encode_image(seen[test]), model.encode_text(said), right)
+            scores[pairs.name] = found(model.encode_image(seen[test]), model.encode_text(said), right)
         scores[f"{pairs.name}, ridge"] = _ridge(pairs, seen, torch.from_numpy(words["minilm"](texts)), right, words)
         say(f"clipart: {pairs.name}: {scores[pairs.name]}")
     settings = {"name": "clipart", "side": _SIDE, "image": "efficientnet_lite0", "text": list(_TEXT_NETWORKS)}
@@ -137,12 +120,12 @@ def _ridge(pairs: ImageTextPairs, seen: Tensor, texts: Tensor, right: Tensor, wo
     x, y = seen[train].double(), torch.from_numpy(words["minilm"]([pairs.texts[row] for row in train])).double()
     mean, spread, middle = x.mean(dim=0), x.std(dim=0) + 1e-6, y.mean(dim=0)
     x, query = (x - mean) / spread, (seen[test].double() - mean) / spread
-    found = []
+    tried = []
     for strength in RIDGE:
         weight = torch.linalg.solve(x.t() @ x + strength * torch.eye(x.shape[1], dtype=x.dtype), x.t() @ (y - middle))
         answer = F.normalize(query @ weight, dim=1)
-        found.append(recall(answer, F.normalize(texts.double() - middle, dim=1), right))
-    return max(found, key=lambda one: one.at[1])
+        tried.append(found(answer, F.normalize(texts.double() - middle, dim=1), right))
+    return max(tried, key=lambda one: one.at[1])
 
 
 def train_glyphs(folder: Path, *, seed: int = 0, epochs: int = 13, say: Say = print) -> dict[str, Any]:
@@ -179,11 +162,11 @@ def train_glyphs(folder: Path, *, seed: int = 0, epochs: int = 13, say: Say = pr
         texts, right = gallery(pairs, rows)
         with torch.inference_mode():
             images = torch.cat([model.encode_image(block) for block in pixels[torch.from_numpy(rows)].split(512)])
-            scores[title] = recall(images, model.encode_text(word_ids(texts, vocabulary)), right)
+            scores[title] = found(images, model.encode_text(word_ids(texts, vocabulary)), right)
         say(f"{title}: {scores[title]}")
         if rows is test:
             averaged = torch.zeros(len(texts), images.shape[1]).index_add(0, right, images)
-            scores["glyphs, mean of a character's faces"] = recall(
+            scores["glyphs, mean of a character's faces"] = found(
                 F.normalize(averaged, dim=1), model.encode_text(word_ids(texts, vocabulary)), torch.arange(len(texts))
             )
     settings = {"name": "glyphs", "side": 32, "vocabulary": list(vocabulary)}

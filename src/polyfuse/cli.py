@@ -27,7 +27,9 @@ app = typer.Typer(
     help="Multimodal models that keep working, and know how sure they are, when inputs go missing.",
 )
 data_app = typer.Typer(
-    no_args_is_help=True, help="Data sets: list, fetch NAME, write NAME FOLDER.", rich_markup_mode=None
+    no_args_is_help=True,
+    help="Data sets: list, fetch NAME, write NAME FOLDER, prepare NAME --source DIR|URL, shards SOURCE --out DIR.",
+    rich_markup_mode=None,
 )
 weights_app = typer.Typer(no_args_is_help=True, help="Pretrained encoders: list, fetch NAME.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
@@ -334,6 +336,24 @@ def data_write(
     from polyfuse.data.emoji import write_table
 
     print(write_table(folder, rows=rows))
+
+
+@data_app.command("prepare")
+def data_prepare(
+    name: Annotated[str, typer.Argument(help="A published data set: flickr30k, vqa_v2, ... (docs/published-data.md).")],
+    source: Annotated[
+        list[str],
+        typer.Option(help="A folder, read in place; or an archive, a file or a URL; repeated for several files."),
+    ],
+    sha256: Annotated[str | None, typer.Option(help="What the one file must have.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep downloaded archives when they are unpacked.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a published data set ready: download what is missing, unpack it safely, count rows and problems."""
+    from polyfuse.run.prepare import prepare_data
+
+    result = prepare_data(name, source, sha256=sha256, keep=keep, say=say)
+    emit(result.to_dict(), as_json, result.text)
 
 
 @weights_app.command("fetch")

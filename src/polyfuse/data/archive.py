@@ -1,9 +1,11 @@
 """Unpack an archive that somebody else made, without letting it write anywhere but where it should."""
 
+import lzma
 import shutil
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -79,8 +81,10 @@ def extract(
                     if left < 0:
                         raise UserError(f"{archive.name}: more than {limit} bytes come out; the archive is not trusted")
                     out.write(block)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         raise UserError(f"{archive.name}: cannot be unpacked ({error}); delete it and fetch again") from error
+    except (RuntimeError, NotImplementedError) as error:  # zipfile's words for a password and an unknown method
+        raise UserError(f"{archive.name}: cannot be unpacked ({error})") from error
     if not written:
         raise UserError(f"{archive.name}: no member matches {', '.join(keep)}")
     return list(written)

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from polyfuse.cache import cache_dir
+from polyfuse.data.prepare import RECORD
 from polyfuse.data.problems import Broken, Problems
 from polyfuse.errors import UserError
 from polyfuse.registry import Registry
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 PART_NAMES = ("train", "validation", "test")
-RECORD = "PREPARED.json"
 #: Annotation files are parsed whole; this bounds what is parsed. The largest published one has 0.5 GB.
 MAX_JSON_BYTES = 2 << 30
 Box = tuple[float, float, float, float]

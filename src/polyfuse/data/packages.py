@@ -243,6 +243,18 @@ CLIP_VOCAB = Package(
     limit=4 * MEBIBYTE,
 )
 
+EASY_VQA = Package(
+    client="pip",
+    spec="easy-vqa==1.0",
+    file="easy_vqa-1.0-py3-none-any.whl",
+    sha256="fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
+    keep=("easy_vqa/data/train/*", "easy_vqa/data/test/*", "easy_vqa/data/answers.txt"),
+    strip="easy_vqa/data/",
+    licence="MIT",
+    licence_member="easy_vqa-1.0.dist-info/LICENSE",
+    limit=16 * MEBIBYTE,
+)
+
 FETCHABLE = Registry(
     "data set or weights",
     {
@@ -258,6 +270,7 @@ FETCHABLE = Registry(
         "watch": Source("data", "shoulder exercises: a watch's accelerometer and gyroscope (11 MB)", (SEGLEARN,)),
         "tuxpaint": Source("data", "stamps: pictures, captions, French speech, GPL-2.0 (161 MB)", (TUXPAINT,)),
         "openclipart": Source("data", "Open Clip Art: public-domain drawings with titles (25 MB)", (OPENCLIPART,)),
+        "easy_vqa": Source("data", "5,000 drawn shapes with 48,248 questions, 13 answers (3 MB)", (EASY_VQA,)),
         "tabler": Source("data", "5,233 line icons with categories and tags (1 MB)", (TABLER,)),
         "efficientnet_lite0": Source("weights", "EfficientNet-Lite0, ImageNet, 1280-d (17 MB)", (EFFICIENTNET_LITE0,)),
         "minilm": Source("weights", "all-MiniLM-L6-v2 sentence encoder, English, 384-d (84 MB)", (MINILM,)),

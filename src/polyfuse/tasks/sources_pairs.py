@@ -1,0 +1,161 @@
+"""Real pictures with names as task data, and questions with fixed answers about drawn ones.
+
+Shapes: P pictures, S pixels, N rows.
+"""
+
+import numpy as np
+
+from polyfuse.datasets.pairs import PAIRS, ImageTextPairs, same_words
+from polyfuse.errors import UserError, require
+from polyfuse.tasks.batch import TaskData
+
+
+def emoji(*, side: int = 64, split: int = 0, style: str = "fluent") -> TaskData:
+    """Emoji with their English names, split by concept; 1,615 pictures.
+
+    Args:
+        side: Pixels S.
+        split: Number of the split.
+        style: ``fluent`` or ``twemoji``.
+
+    Raises:
+        UserError: If the files cannot be fetched or a library is missing.
+    """
+    return _from_pairs("emoji", side, split, style=style)
+
+
+def openclipart(*, side: int = 64, split: int = 0) -> TaskData:
+    """Drawings in the public domain with title and tags, split by title; about 2,500 pictures.
+
+    Args:
+        side: Pixels S.
+        split: Number of the split.
+
+    Raises:
+        UserError: If the files cannot be fetched or a library is missing.
+    """
+    return _from_pairs("openclipart", side, split)
+
+
+def glyphs(*, side: int = 32, split: int = 0) -> TaskData:
+    """Characters in six faces with their Unicode names, split by character; about 23,000 pictures.
+
+    Args:
+        side: Pixels S.
+        split: Number of the split.
+
+    Raises:
+        UserError: If a library is missing.
+    """
+    return _from_pairs("glyphs", side, split)
+
+
+def _from_pairs(name: str, side: int, split: int, **options: str) -> TaskData:
+    require("PIL", extra="workbench")
+    if side < 8:
+        raise UserError(f"source '{name}': side must be 8 pixels or more, got {side}")
+    pairs: ImageTextPairs = PAIRS[name](side=side, split=split, **options)
+    images = pairs.images
+    if images.ndim == 3:  # grey
+        images = np.repeat(images[..., None], 3, axis=3)
+    return TaskData(
+        name=name,
+        images=images,
+        image_of=np.arange(len(pairs.texts), dtype=np.int64),
+        texts=[text.lower() for text in pairs.texts],
+        part=pairs.part.astype(np.int8),
+        ids=same_words(pairs.texts).astype(np.int64),
+        references=[(text.lower(),) for text in pairs.texts],
+        notes=pairs.notes,
+    )
+
+
+#: Questions about a character that its Unicode name answers: (kind, question, words that are answers).
+_ASKED = (
+    ("case", "is the letter small or capital ?", ("small", "capital")),
+    ("script", "which script is the letter of ?", ("latin", "greek", "cyrillic", "armenian", "georgian", "arabic")),
+    (
+        "mark",
+        "which mark does the letter have ?",
+        (
+            "acute", "grave", "circumflex", "diaeresis", "tilde", "macron", "breve", "caron", "ogonek", "cedilla",
+            "stroke", "hook", "horn",
+        ),
+    ),
+)  # fmt: skip
+
+
+def glyph_questions(*, side: int = 32, split: int = 0) -> TaskData:
+    """Questions about real drawings of letters: small or capital, which script, which mark; answers by the name.
+
+    A question is asked where exactly one of its answers is a word of the character's name and the name is a letter's;
+    "which mark" also has the answer "none", where the name ends after the letter. Parts are those of ``glyphs``: a test
+    character was never seen in any face.
+
+    Args:
+        side: Pixels S.
+        split: Number of the split.
+
+    Raises:
+        UserError: If a library is missing.
+    """
+    from dataclasses import replace
+
+    data = glyphs(side=side, split=split)
+    rows, questions, answers, kinds = [], [], [], []
+    for row, name in enumerate(data.texts):
+        for kind, question, answer in asked_of(name):
+            rows.append(row)
+            questions.append(question)
+            answers.append(answer)
+            kinds.append(kind)
+    picked = data.take(np.array(rows, dtype=np.int64))
+    return replace(picked, name="glyph_questions", texts=questions, answers=answers, kinds=kinds, references=None)
+
+
+def asked_of(name: str) -> list[tuple[str, str, str]]:
+    """Kind, question and answer of what a character's name answers.
+
+    Example:
+        >>> [answer for _, _, answer in asked_of("latin small letter e with macron")]
+        ['small', 'latin', 'macron']
+        >>> asked_of("black heart suit")
+        []
+    """
+    words = name.split()
+    if "letter" not in words:
+        return []
+    found = []
+    for kind, question, answers in _ASKED:
+        fitting = [word for word in answers if word in words]
+        if kind == "mark" and not fitting and "with" not in words and words.index("letter") == len(words) - 2:
+            fitting = ["none"]
+        if len(fitting) == 1 and not (kind == "mark" and "and" in words):
+            found.append((kind, question, fitting[0]))
+    return found
+
+
+def easy_vqa(*, side: int = 64, validation: int = 500, seed: int = 0) -> TaskData:
+    """easy-VQA: 5,000 drawn shapes with 48,248 questions; kinds are shape, colour and yes/no.
+
+    Args:
+        side: Pixels S; the pictures have 64.
+        validation: Training pictures held out; the test part is the package's own.
+        seed: Which are held out.
+
+    Raises:
+        UserError: If the package cannot be fetched.
+    """
+    from polyfuse.datasets.easy_vqa import load_easy_vqa
+
+    found = load_easy_vqa(side=side, validation=validation, seed=seed)
+    return TaskData(
+        name="easy_vqa",
+        images=found.images,
+        image_of=found.image_of.astype(np.int64),
+        texts=found.questions,
+        part=found.part,
+        ids=found.image_of.astype(np.int64),
+        answers=found.answers,
+        kinds=found.kinds,
+    )

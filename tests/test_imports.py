@@ -29,7 +29,7 @@ RANK = {unit: rank for rank, units in enumerate(RANKS) for unit in units}
 
 EXTRAS = (
     "lightning_fabric", "pydantic", "yaml", "typer", "rich", "pyarrow", "PIL", "tokenizers", "sklearn", "matplotlib",
-    "jinja2", "transformers", "soundfile", "onnx", "onnxscript", "onnxruntime", "pandas",
+    "jinja2", "transformers", "soundfile", "av", "onnx", "onnxscript", "onnxruntime", "pandas",
 )  # fmt: skip
 
 

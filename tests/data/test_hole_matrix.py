@@ -26,8 +26,13 @@ from polyfuse.data.table_encoder import TableEncoder
 from polyfuse.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs" / "missing-values.md"
-COLUMNS = {"image": "photo", "text": "title", "audio": "clip", "tabular": "price", "series": "wave", "vector": "point"}
-ENDINGS = {"image": ".png", "audio": ".wav", "series": ".npy", "vector": ".npy"}
+COLUMNS = {
+    "image": "photo", "text": "title", "audio": "clip", "tabular": "price", "series": "wave", "vector": "point",
+    "video": "film", "points": "cloud",
+}  # fmt: skip
+ENDINGS = {
+    "image": ".png", "audio": ".wav", "series": ".npy", "vector": ".npy", "video": ".gif", "points": ".pcd",
+}  # fmt: skip
 MODALITIES: dict[str, Any] = {
     "image": {"type": "image", "column": "photo", "size": 8},
     "text": {"type": "text", "column": "title"},
@@ -35,6 +40,8 @@ MODALITIES: dict[str, Any] = {
     "tabular": {"type": "tabular", "columns": ["price", "brand"]},
     "series": {"type": "series", "column": "wave"},
     "vector": {"type": "vector", "column": "point"},
+    "video": {"type": "video", "column": "film", "size": 8, "frames": 3},
+    "points": {"type": "points", "column": "cloud", "count": 7},
 }
 HEADER = ["id", *COLUMNS.values(), "brand", "label", "part"]
 ROWS = 24
@@ -81,6 +88,18 @@ def damaged_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + part(b"IDAT", b"\xff" * 60) + part(b"IEND", b"")
 
 
+def gif(draw: np.random.Generator) -> bytes:
+    stream = io.BytesIO()
+    frames = [Image.fromarray(draw.integers(0, 256, (9, 11, 3)).astype(np.uint8)) for _ in range(4)]
+    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    return stream.getvalue()
+
+
+def pcd(points: np.ndarray) -> bytes:
+    head = f"VERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nPOINTS {len(points)}\nDATA binary\n"
+    return head.encode() + points.astype("<f4").tobytes()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table's folder with good and broken files of every type."""
@@ -92,14 +111,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(draw.integers(0, 256, (9, 11, 3)).astype(np.uint8)).save(here / f"{i}.png")
         soundfile.write(here / f"{i}.wav", draw.uniform(-0.5, 0.5, 300 + 40 * i).astype(np.float32), 1000)
         np.save(here / f"{i}.npy", draw.normal(size=3))
+        (here / f"{i}.gif").write_bytes(gif(draw))
+        (here / f"{i}.pcd").write_bytes(pcd(draw.normal(size=(5 + i, 3))))
     good = {".png": (here / "0.png").read_bytes(), ".wav": (here / "0.wav").read_bytes()}
-    good[".npy"] = (here / "0.npy").read_bytes()
+    good |= {ending: (here / f"0{ending}").read_bytes() for ending in (".npy", ".gif", ".pcd")}
     damaged = {
         ".png": damaged_png(),
         ".wav": b"RIFF\x64\0\0\0WAVEfmt " + b"\xff" * 92,
         ".npy": b"\x93NUMPY\x07\0\x20\0" + b"{" * 32,
+        ".gif": b"GIF89a\x08\0\x08\0\0\0\0" + b"\x99" * 40,
+        ".pcd": b"VERSION 0.7\nFIELDS x y z\nSIZE 4 4\nTYPE F F F\nPOINTS 5\nDATA binary\n",
     }
-    other = {".png": good[".wav"], ".wav": good[".png"], ".npy": b"\x93NUM not"}
+    other = {
+        ".png": good[".wav"],
+        ".wav": good[".png"],
+        ".npy": b"\x93NUM not",
+        ".gif": good[".wav"],
+        ".pcd": good[".wav"],
+    }
     for ending, data in good.items():
         (here / f"zero{ending}").touch()
         (here / f"cut{ending}").write_bytes(data[: len(data) * 3 // 4])
@@ -128,7 +157,9 @@ HOLES: dict[str, Callable[[str], Any]] = {
     "zero-byte file": lambda kind: ending_of(kind, "zero"),
     "truncated file": lambda kind: ending_of(kind, "cut"),
     "damaged file": lambda kind: ending_of(kind, "bad"),
-    "file of another type": lambda kind: ending_of(kind, "other") if kind in ("image", "audio") else "notes.txt",
+    "file of another type": lambda kind: (
+        ending_of(kind, "other") if kind in ("image", "audio", "video", "points") else "notes.txt"
+    ),
     "directory": lambda kind: ending_of(kind, "dir"),
     "path out of the folder": lambda kind: ending_of(kind, "../secret"),
     "link out of the folder": lambda kind: ending_of(kind, "link"),
@@ -141,13 +172,13 @@ HOLES: dict[str, Callable[[str], Any]] = {
     "list that is not UTF-8": lambda kind: b"[1, 2, 3]\xe9",
     "broken JSON": lambda kind: "[1, 2, 3",
     "words in a list": lambda kind: '[1, "two", 3]',
-    "wrong width": lambda kind: "[[1, 2], [3, 4]]" if kind == "series" else "[1, 2, 3, 4]",
+    "wrong width": lambda kind: "[[1, 2], [3, 4]]" if kind in ("series", "points") else "[1, 2, 3, 4]",
     "ragged list": lambda kind: "[[1, 2], [3]]",
-    "infinite number": lambda kind: "[1, Infinity, 3]",
+    "infinite number": lambda kind: "[[1, Infinity, 3]]" if kind == "points" else "[1, Infinity, 3]",
     "pickled array": lambda kind: "pickled.npy",
     "empty list": lambda kind: "[]",
     "list of nulls": lambda kind: "[null, NaN, null]",
-    "some nulls in a list": lambda kind: "[null, 1, 2]",
+    "some nulls in a list": lambda kind: "[[null, 1, 2], [1, 2, 3]]" if kind == "points" else "[null, 1, 2]",
     "unknown characters": lambda kind: "日本",
     "one cell of several empty": lambda kind: {"price": ""},
     "word in a number column": lambda kind: {"price": "twelve"},
@@ -168,6 +199,8 @@ def good_rows() -> list[Row]:
             "brand": "xyz"[i % 3],
             "wave": f"[{i}, 2, {i % 7}]",
             "point": f"[{i % 3}, {i}, 1]",
+            "film": f"{i % 5}.gif",
+            "cloud": f"{i % 5}.pcd" if i % 2 else f"[[{i}, 1, 2], [3, {i}, 5]]",
             "label": "ab"[i % 2],
             "part": PARTS[i],
         }
@@ -286,7 +319,7 @@ def absent_column(folder: Path, baseline: Prepared) -> None:
         make(folder, good_rows(), modalities={"text": {"type": "text", "column": "tilte"}})
     header = [name for name in HEADER[:-2] if name not in ("title", "price")]
     for encoded in encoder_rows(baseline.encoder, folder, good_rows()[:2], header):
-        assert encoded.batch.present.all(0).tolist() == [True, False, True, True, True, True]
+        assert encoded.batch.present.all(0).tolist() == [True, False, *[True] * 6]
         assert encoded.problems.counts == {
             ("text", "no column"): 2, ("tabular", "no column"): 2, ("tabular", "empty cell in a present row"): 2,
         }  # fmt: skip
@@ -397,7 +430,7 @@ def unreadable_row(folder: Path, baseline: Prepared) -> None:
     (chunk,) = read_chunks(path)
     encoded = baseline.encoder.encode(chunk)
     assert [row for row, _ in encoded.unreadable] == list(VICTIMS.values())
-    assert encoded.unreadable[0][1] == "expected 10 cells, got 2 (line 5)"
+    assert encoded.unreadable[0][1] == "expected 12 cells, got 2 (line 5)"
     assert encoded.rows == [row for row in range(ROWS) if row not in VICTIMS.values()]
     assert encoded.ids == [f"r{row}" for row in encoded.rows]
 

@@ -12,6 +12,8 @@ SPECS = {
     "tabular": {"numeric": 2, "cardinalities": [3, 5, 7]},
     "series": {"channels": 2, "length": 13},
     "vector": {"width": 17},
+    "video": {"frames": 3, "size": 7},
+    "points": {"count": 19, "channels": 5},
 }
 
 
@@ -41,8 +43,8 @@ def test_target_round_trip_and_outputs() -> None:
 
 
 def test_wrong_specs_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"type of modality 'm' must be one of .*, got 'video'"):
-        ModalitySpec("m", "video")
+    with pytest.raises(ValueError, match=r"type of modality 'm' must be one of .*, got 'smell'"):
+        ModalitySpec("m", "smell")
     with pytest.raises(ValueError, match=r"lacks \['max_length'\], got \['vocab_size'\]"):
         ModalitySpec("m", "text", {"vocab_size": 9})
     with pytest.raises(ValueError, match=r"task must be one of .*, got 'ranking'"):

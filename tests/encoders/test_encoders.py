@@ -20,6 +20,8 @@ SPECS = {
     "tabular": ModalitySpec("cells", "tabular", {"numeric": 3, "cardinalities": [4, 3]}),
     "series": ModalitySpec("sensor", "series", {"channels": 3, "length": 23}),
     "vector": ModalitySpec("features", "vector", {"width": 13}),
+    "video": ModalitySpec("clip", "video", {"frames": 5, "size": 16}),
+    "points": ModalitySpec("lidar", "points", {"count": 17, "channels": 4}),
 }
 NAMES = sorted(ENCODERS)
 
@@ -43,6 +45,14 @@ def inputs_of(kind: str, rows: int = B, seed: int = 0) -> Any:
     if kind == "series":
         mask = torch.arange(23) < (2 * lengths)[:, None]
         return {"values": torch.randn(rows, 23, 3, generator=g) * mask[..., None], "mask": mask}
+    if kind == "video":
+        mask = torch.arange(5) < (lengths % 5 + 1)[:, None]
+        frames = torch.randint(0, 256, (rows, 5, 3, 16, 16), generator=g).to(torch.uint8)
+        times = torch.rand(rows, 5, generator=g).sort(dim=1)[0] * mask
+        return {"frames": frames * mask[..., None, None, None], "times": times, "mask": mask}
+    if kind == "points":
+        mask = torch.arange(17) < (lengths + 2)[:, None]
+        return {"points": torch.randn(rows, 17, 4, generator=g) * mask[..., None], "mask": mask}
     return torch.randn(rows, 13, generator=g)
 
 
@@ -191,7 +201,7 @@ def test_pictures_of_any_size(size: int) -> None:
     assert encoder(picture[..., : size // 2, : size // 2]).shape == (2, D)
 
 
-@pytest.mark.parametrize("kind", ["text", "series", "audio"])
+@pytest.mark.parametrize("kind", ["text", "series", "audio", "video", "points"])
 def test_padding_changes_nothing(kind: str) -> None:
     torch.manual_seed(0)
     encoder = build_encoder(SPECS[kind], D).eval()
@@ -204,6 +214,12 @@ def test_padding_changes_nothing(kind: str) -> None:
     elif kind == "series":
         padded = {key: torch.cat([t, torch.zeros_like(t[:, :10])], dim=1) for key, t in x.items()}
         noisy = {**x, "values": x["values"].masked_fill(~x["mask"][..., None], math.nan)}
+    elif kind in ("video", "points"):
+        padded = {key: torch.cat([t, torch.zeros_like(t[:, :3])], dim=1) for key, t in x.items()}
+        holes = {"video": {"times": math.nan, "frames": 77}, "points": {"points": math.nan}}[kind]
+        noisy = dict(x)
+        for key, hole in holes.items():
+            noisy[key] = x[key].masked_fill(~x["mask"].view(B, -1, *[1] * (x[key].ndim - 2)), hole)
     else:
         padded = {**x, "wave": torch.cat([x["wave"], torch.zeros(B, 700, dtype=torch.int16)], dim=1)}
         noisy = x

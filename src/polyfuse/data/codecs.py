@@ -252,11 +252,14 @@ def codec_types() -> dict[str, type[Codec]]:
     from polyfuse.data.codecs_audio import AudioCodec
     from polyfuse.data.codecs_frozen import FrozenCodec
     from polyfuse.data.codecs_image import ImageCodec
+    from polyfuse.data.codecs_points import PointsCodec
     from polyfuse.data.codecs_tabular import TabularCodec
     from polyfuse.data.codecs_text import TextCodec
+    from polyfuse.data.codecs_video import VideoCodec
 
     classes: tuple[type[Codec], ...] = (
-        ImageCodec, TextCodec, AudioCodec, TabularCodec, SeriesCodec, VectorCodec, FrozenCodec,
+        ImageCodec, TextCodec, AudioCodec, TabularCodec, SeriesCodec, VectorCodec, VideoCodec, PointsCodec,
+        FrozenCodec,
     )  # fmt: skip
     return {cls.type: cls for cls in classes}
 

@@ -13,15 +13,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from polyfuse.data.codecs import Cells, Codec, Encoding, Reading, decode_cells, find_file, source_of
+from polyfuse.data.codecs import Cells, Codec, Encoding, Reading, decode_cells, find_file, show, source_of
 from polyfuse.data.codecs_tabular import CLIP, Moments
 from polyfuse.data.problems import Broken
 from polyfuse.data.schema import ModalityConfig
 from polyfuse.data.spec import ModalitySpec
+from polyfuse.data.stamps import check_times, offsets_of, on_grid
 from polyfuse.data.table_csv import BadText
 
 _LONGEST = 1024
 _WIDEST = 1 << 20
+_MOST_STAMPS = 1 << 20
 
 
 def parse_array(cell: Any, reading: Reading) -> np.ndarray:
@@ -107,11 +109,20 @@ def _finite(array: np.ndarray) -> np.ndarray | None:
 
 @dataclass
 class SeriesCodec(Codec):
-    """Series to ``{"values": (B, T, C), "mask": (B, T)}``."""
+    """Series to ``{"values": (B, T, C), "mask": (B, T)}``.
+
+    With time stamps or an offset a row is brought to a regular grid of ``rate`` steps a second from 0 of the row's
+    clock; where the stream has a gap, the steps are masked.
+    """
 
     length: int = 1
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
+    times: str | None = None
+    rate: float = 1.0
+    resample: str = "linear"
+    max_gap: float = 0.0
+    offset: float | str | None = None
     type: ClassVar[str] = "series"
 
     @property
@@ -124,6 +135,8 @@ class SeriesCodec(Codec):
         cls, name: str, config: ModalityConfig, train: Callable[[], Iterator[Cells]], reading: Reading
     ) -> "SeriesCodec | None":
         """The commonest number of channels, the longest length, the moments per channel."""
+        if config.times is not None or config.offset is not None:
+            return _fit_timed(cls(name, config.all_columns), config, train, reading)
         moments: dict[int, Moments] = {}
         count: Counter[int] = Counter()
         longest: Counter[int] = Counter()
@@ -148,6 +161,8 @@ class SeriesCodec(Codec):
     def encode(self, cells: Cells, reading: Reading) -> Encoding:
         """Standardise, cut and pad."""
         channels = len(self.mean)
+        if self.times is not None or self.offset is not None:
+            return self._encode_timed(cells, reading)
 
         def decode(cell: Any) -> np.ndarray | None:
             array = as_series(cell, reading, self.length)
@@ -165,9 +180,95 @@ class SeriesCodec(Codec):
                 out["mask"][i, : len(array)] = here.any(1)
         return Encoding(out, np.array([array is not None for array in arrays], dtype=bool), problems)
 
+    def _encode_timed(self, cells: Cells, reading: Reading) -> Encoding:
+        """Bring every row to the grid, then standardise."""
+        rows, problems = self.timed_rows(cells, reading, len(self.mean))
+        index = [i for i, row in enumerate(rows) if row is not None]
+        out = self.zeros(len(rows))
+        present = np.zeros(len(rows), dtype=bool)
+        if index:
+            found = [row for row in rows if row is not None]
+            values = on_grid(found, self.length, self.rate, self.resample, self.max_gap)
+            here = ~np.isnan(values)
+            scaled = ((values - np.array(self.mean)) / np.array(self.std)).clip(-CLIP, CLIP)
+            out["values"][index] = np.where(here, scaled, 0.0)
+            out["mask"][index] = here.any(2)
+            present[index] = here.any((1, 2))
+        end = self.length / self.rate
+        problems += [(i, "outside the window", f"no step in 0 to {end:g} s") for i in index if not present[i]]
+        return Encoding(out, present, sorted(problems))
+
+    def timed_rows(
+        self, cells: Cells, reading: Reading, channels: int | None
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray] | None], list[tuple[int, str, str]]]:
+        """Values ``(T, C)`` and times ``(T,)`` on the row's clock; None where there are none."""
+        shifts = offsets_of(cells, self.columns, self.offset)
+        stamps = None if self.times is None else cells[self.columns.index(self.times)]
+        work = [None if cell is None else (i, cell) for i, cell in enumerate(cells[0])]
+
+        def decode(item: tuple[int, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+            i, cell = item
+            values = as_series(cell, reading, _MOST_STAMPS)
+            if values is None:
+                return None
+            if channels is not None and values.shape[1] != channels:
+                raise Broken("wrong shape", f"expected {channels} channels, got {values.shape[1]}")
+            times = np.arange(len(values)) / self.rate
+            if stamps is not None:
+                given = None if stamps[i] is None else parse_array(stamps[i], reading)
+                times = check_times(given, len(np.asarray(parse_array(cell, reading))))[: len(values)]
+            if np.isnan(shifts[i]) or np.isnan(times).all():
+                raise Broken("no time", "its offset or its times are empty")
+            known = ~np.isnan(values).all(1) & ~np.isnan(times)
+            first = times[known].min() if self.offset is None and known.any() else 0.0
+            return values, times - first + shifts[i]
+
+        rows, found = decode_cells(work, decode, None)
+        return rows, [(i, kind, f"{show(cells[0][i])}, {detail.split(', ')[-1]}") for i, kind, detail in found]
+
     def state(self) -> dict[str, Any]:
-        """Length and moments."""
-        return {"length": self.length, "mean": self.mean, "std": self.std}
+        """Length, moments and times."""
+        plain = {"length": self.length, "mean": self.mean, "std": self.std}
+        if self.times is None and self.offset is None:
+            return plain
+        timed = ("times", "rate", "resample", "max_gap", "offset")
+        return {**plain, **{key: getattr(self, key) for key in timed}}
+
+
+def _fit_timed(
+    codec: SeriesCodec, config: ModalityConfig, train: Callable[[], Iterator[Cells]], reading: Reading
+) -> SeriesCodec | None:
+    """The usual distance of two steps, the commonest number of channels, the longest row, the moments per channel."""
+    codec.times, codec.offset, codec.resample = config.times, config.offset, config.resample
+    codec.rate = config.grid_rate or 1.0
+    moments: dict[int, Moments] = {}
+    count: Counter[int] = Counter()
+    ends: dict[int, float] = {}
+    distances: list[float] = []
+    for cells in train():
+        for row in codec.timed_rows(cells, reading, None)[0]:
+            if row is None:
+                continue
+            values, times = row
+            channels, known = values.shape[1], ~np.isnan(times)
+            moments.setdefault(channels, Moments(channels)).add(values)
+            count[channels] += 1
+            ends[channels] = max(ends.get(channels, 0.0), float(times[known].max()))
+            apart = np.diff(np.sort(times[known]))
+            if (apart > 0).any():
+                distances.append(float(np.median(apart[apart > 0])))
+    if not count:
+        return None
+    usual = float(np.median(distances)) if distances else 1.0 / codec.rate
+    channels = max(count, key=lambda c: (count[c], -c))
+    codec.rate = config.grid_rate or 1.0 / usual
+    codec.max_gap = config.max_gap or 2.0 * max(usual, 0.5 / codec.rate)
+    wanted = int(np.floor(max(ends[channels], 0.0) * codec.rate + 1e-6)) + 1
+    codec.length = min(wanted, config.length or _LONGEST)
+    if wanted > codec.length:
+        codec.notes.append(f"{codec.name}: series longer than {codec.length} steps are cut there; see length")
+    codec.mean, codec.std = moments[channels].mean.tolist(), moments[channels].std.tolist()
+    return codec
 
 
 @dataclass

@@ -18,6 +18,8 @@ from polyfuse.data.codecs import Cells, Codec, Encoding, Reading, decode_cells, 
 from polyfuse.data.problems import Broken
 from polyfuse.data.schema import ModalityConfig
 from polyfuse.data.spec import ModalitySpec
+from polyfuse.data.stamps import offsets_of
+from polyfuse.data.video import container_of, read_sound, sound_seconds
 from polyfuse.errors import require
 
 _LONGEST_SECONDS = 10.0
@@ -80,6 +82,8 @@ def decode_audio(source: str | bytes, rate: int, samples: int) -> np.ndarray:
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as raw:
             head, size = raw.read(12), raw.seek(0, os.SEEK_END)
+            if container_of(head) not in (None, "ogg"):
+                return _sound_track(source, rate, samples)
             raw.seek(max(size - (1 << 16), 0))
             short = _cut_short(head, raw.read(), size)
             raw.seek(0)
@@ -103,6 +107,13 @@ def decode_audio(source: str | bytes, rate: int, samples: int) -> np.ndarray:
     return np.rint(wave.clip(-1, 1) * 32767).astype(np.int16)
 
 
+def _sound_track(source: str | bytes, rate: int, samples: int) -> np.ndarray:
+    """The sound of a video, from the file's time 0."""
+    sound = read_sound(source, rate, samples / rate)
+    wave = np.concatenate([np.zeros(max(round(sound.start * rate), 0), np.float32), sound.wave])[:samples]
+    return np.rint(wave.clip(-1, 1) * 32767).astype(np.int16)
+
+
 def _read(file: Any, keep: int) -> tuple[np.ndarray, int]:
     """The first ``keep`` frames as mono float32, and how many frames there are in all."""
     kept, frames = [], 0
@@ -120,6 +131,9 @@ def seconds_of(source: str | bytes) -> float:
         Broken: If there is no readable header.
     """
     soundfile = require("soundfile", extra="audio")
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as raw:
+        if container_of(raw.read(12)) not in (None, "ogg"):
+            return sound_seconds(source)
     try:
         info = soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
@@ -129,16 +143,21 @@ def seconds_of(source: str | bytes) -> float:
 
 @dataclass
 class AudioCodec(Codec):
-    """Paths or bytes to ``{"wave": int16 (B, N), "length": int64 (B,)}``."""
+    """Paths or bytes to ``{"wave": int16 (B, N), "length": int64 (B,)}``; videos give their sound track.
+
+    With an ``offset`` sample 0 is the start of the row's clock: ``start (B,)`` is the first sample that was recorded.
+    """
 
     rate: int = 16_000
     samples: int = 16_000
+    offset: float | str | None = None
     type: ClassVar[str] = "audio"
 
     @property
     def spec(self) -> ModalitySpec:
         """Rate and samples."""
-        return ModalitySpec(self.name, "audio", {"rate": self.rate, "samples": self.samples})
+        shifted = {} if self.offset is None else {"offset": 1}
+        return ModalitySpec(self.name, "audio", {"rate": self.rate, "samples": self.samples, **shifted})
 
     @classmethod
     def fit(
@@ -152,29 +171,49 @@ class AudioCodec(Codec):
             filled = filled or any(cell is not None for cell in cells[0])
             if config.seconds is None and len(lengths) < _MEASURED:
                 found, _ = decode_cells(cells[0], lambda cell: seconds_of(source_of(cell, reading)), reading.pool)
-                lengths += [length for length in found if length]
+                shifts = offsets_of(cells, config.all_columns, config.offset)
+                ends = [length + shift for length, shift in zip(found, shifts, strict=True) if length]
+                lengths += [end for end in ends if end > 0]
         if not filled:
             return None
         seconds = config.seconds
         if seconds is None:
             seconds = min(float(np.quantile(lengths[:_MEASURED], 0.95)), _LONGEST_SECONDS) if lengths else 1.0
         samples = max(math.ceil(seconds * config.rate), 1)
-        return cls(name, config.all_columns, rate=config.rate, samples=samples)
+        return cls(name, config.all_columns, rate=config.rate, samples=samples, offset=config.offset)
 
     def encode(self, cells: Cells, reading: Reading) -> Encoding:
         """Decode every file."""
+        shifts = offsets_of(cells, self.columns, self.offset)
+        early = math.ceil(max(0.0, -float(np.nanmin(shifts, initial=0.0))) * self.rate)  # cut off later
+        early = min(early, 3600 * self.rate)
 
         def decode(cell: Any) -> np.ndarray:
-            return decode_audio(source_of(cell, reading), self.rate, self.samples)
+            return decode_audio(source_of(cell, reading), self.rate, self.samples + early)
 
         waves, problems = decode_cells(cells[0], decode, reading.pool)
         out = self.zeros(len(waves))
         for i, wave in enumerate(waves):
-            if wave is not None:
-                out["wave"][i, : len(wave)] = wave
-                out["length"][i] = len(wave)
+            if wave is None:
+                continue
+            if np.isnan(shifts[i]):
+                waves[i] = None
+                problems.append((i, "no time", "its offset is empty or no number"))
+                continue
+            shift = round(shifts[i] * self.rate)
+            wave = wave[max(-shift, 0) :][: self.samples - max(shift, 0)] if shift < self.samples else wave[:0]
+            if not len(wave):
+                waves[i] = None
+                problems.append((i, "outside the window", f"offset {shifts[i]:g} s"))
+                continue
+            start = max(shift, 0)
+            out["wave"][i, start : start + len(wave)] = wave
+            out["length"][i] = start + len(wave)
+            if self.offset is not None:
+                out["start"][i] = start
         return Encoding(out, np.array([wave is not None for wave in waves], dtype=bool), problems)
 
     def state(self) -> dict[str, Any]:
-        """Rate and samples."""
-        return {"rate": self.rate, "samples": self.samples}
+        """Rate, samples and offset."""
+        shifted = {} if self.offset is None else {"offset": self.offset}
+        return {"rate": self.rate, "samples": self.samples, **shifted}

@@ -3,7 +3,7 @@
 Source: byte-pair encoding, https://arxiv.org/abs/1508.07909, as in the `tokenizers` library. Ids: 0 padding, 1 unknown.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from polyfuse.data.codecs import Cells, Codec, Encoding, Reading, show
+from polyfuse.data.codecs import Cells, Codec, Encoding, Reading, decode_cells, show, source_of
+from polyfuse.data.problems import Broken
 from polyfuse.data.schema import ModalityConfig
 from polyfuse.data.spec import ModalitySpec
+from polyfuse.data.subtitles import Subtitles, read_subtitles
 from polyfuse.data.table_csv import BadText
 
 PADDING, UNKNOWN = 0, 1
@@ -53,6 +55,7 @@ class TextCodec(Codec):
 
     tokenizer: str = ""
     max_length: int = _LONGEST
+    subtitles: bool = False
     type: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
@@ -73,7 +76,9 @@ class TextCodec(Codec):
         """Train the tokenizer; choose the length that 95 % of the training texts need."""
 
         def texts() -> Iterator[str]:
-            return (text for cells in train() for cell in cells[0] if (text := readable(cell)) is not None)
+            for cells in train():
+                found = _spoken(cells[0], reading)[0] if config.subtitles else cells[0]
+                yield from (text for cell in found if (text := readable(cell)) is not None)
 
         if next(texts(), None) is None:
             return None
@@ -83,11 +88,14 @@ class TextCodec(Codec):
             sample = [text[: _LONGEST * _CHARACTERS] for text in islice(texts(), _MEASURED_TEXTS)]
             lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(sample)]
             length = int(min(max(np.ceil(np.quantile(lengths, 0.95)), 1), _LONGEST))
-        return cls(name, config.all_columns, tokenizer=tokenizer.to_str(), max_length=length)
+        return cls(
+            name, config.all_columns, tokenizer=tokenizer.to_str(), max_length=length, subtitles=config.subtitles
+        )
 
     def encode(self, cells: Cells, reading: Reading) -> Encoding:
         """Tokenize all filled cells at once."""
-        texts = [readable(cell) for cell in cells[0]]
+        column, bad = _spoken(cells[0], reading) if self.subtitles else (cells[0], [])
+        texts = [readable(cell) for cell in column]
         present = np.array([text is not None for text in texts], dtype=bool)
         out = self.zeros(len(texts))
         if present.any():
@@ -98,12 +106,29 @@ class TextCodec(Codec):
             out["ids"][present] = ids
             out["mask"][present] = ids != PADDING
         problems = [
-            (i, "bad UTF-8" if isinstance(cells[0][i], BadText | bytes) else "not a text", show(cells[0][i]))
+            (i, "bad UTF-8" if isinstance(column[i], BadText | bytes) else "not a text", show(column[i]))
             for i in np.flatnonzero(~present).tolist()
-            if cells[0][i] is not None
+            if column[i] is not None
         ]
-        return Encoding(out, present, problems)
+        return Encoding(out, present, problems + bad)
 
     def state(self) -> dict[str, Any]:
         """Tokenizer and length."""
-        return {"tokenizer": self.tokenizer, "max_length": self.max_length}
+        spoken = {"subtitles": True} if self.subtitles else {}
+        return {"tokenizer": self.tokenizer, "max_length": self.max_length, **spoken}
+
+
+def _spoken(cells: Sequence[Any], reading: Reading) -> tuple[list[str | None], list[tuple[int, str, str]]]:
+    """What the subtitle files of a column say, and their problems: a file with some bad cues is here all the same."""
+
+    def decode(cell: Any) -> Subtitles:
+        found = read_subtitles(source_of(cell, reading))
+        if not found.cues:
+            raise Broken("undecodable", "; ".join(found.lines(3)) or "no cue")
+        return found
+
+    files, problems = decode_cells(cells, decode, reading.pool)
+    for i, found in enumerate(files):
+        if found is not None and found.problems:
+            problems.append((i, "bad cues", f"{show(cells[i])}, {'; '.join(found.lines(3))}"))
+    return [None if found is None else found.text for found in files], sorted(problems)

@@ -45,8 +45,14 @@ class InputScale:
     cardinalities: tuple[int, ...] = ()
 
 
+_FORMS = {
+    "ids": "text", "wave": "audio", "numeric": "tabular", "values": "series", "frames": "video", "points": "points",
+}  # fmt: skip
+_MAIN = {"audio": "wave", "tabular": "numeric", "series": "values", "video": "frames", "points": "points"}
+
+
 def input_form(value: Value) -> str:
-    """Which of the six input forms a value has: image, text, audio, tabular, series or vector.
+    """Which of the eight input forms a value has: image, text, audio, tabular, series, vector, video or points.
 
     Raises:
         ValueError: If it has none of them.
@@ -64,10 +70,10 @@ def input_form(value: Value) -> str:
             f"an input tensor must be a uint8 (B, 3, S, S) image or a float (B, D) vector, "
             f"got {value.dtype} {tuple(value.shape)}"
         )
-    for key, form in {"ids": "text", "wave": "audio", "numeric": "tabular", "values": "series"}.items():
+    for key, form in _FORMS.items():
         if key in value:
             return form
-    raise ValueError(f"an input dict must hold 'ids', 'wave', 'numeric' or 'values', got {sorted(value)}")
+    raise ValueError(f"an input dict must hold {' or '.join(map(repr, _FORMS))}, got {sorted(value)}")
 
 
 def fit_scales(train: Batch) -> dict[str, InputScale]:
@@ -291,8 +297,11 @@ def _noise_audio(x: Parts, sigma: Tensor, scale: InputScale, draw: _Draws) -> Pa
     return {**x, "wave": wave.masked_fill(~_heard(x), 0)}
 
 
-def _noise_series(x: Parts, sigma: Tensor, scale: InputScale, draw: _Draws) -> Parts:
-    return {**x, "values": _add(x["values"], sigma, scale, draw).masked_fill(~x["mask"][..., None], 0.0)}
+def _noise_masked(x: Parts, sigma: Tensor, scale: InputScale, draw: _Draws) -> Parts:
+    name = _MAIN[input_form(_value(x))]
+    noisy = _add(x[name], sigma, scale, draw)
+    mask = x["mask"].view(*x["mask"].shape, *[1] * (noisy.ndim - 2))
+    return {**x, name: noisy.masked_fill(~mask, 0)}
 
 
 def _noise_tabular(x: Parts, sigma: Tensor, scale: InputScale, draw: _Draws) -> Parts:
@@ -311,7 +320,9 @@ _NOISE: dict[str, Callable[[Parts, Tensor, InputScale, _Draws], Parts]] = {
     "vector": _noise_dense,
     "text": _noise_text,
     "audio": _noise_audio,
-    "series": _noise_series,
+    "series": _noise_masked,
+    "video": _noise_masked,
+    "points": _noise_masked,
     "tabular": _noise_tabular,
 }
 
@@ -324,7 +335,7 @@ def _scaled(x: Parts, factor: float) -> Parts:
         mask = place < (length * factor).round()
         ids = x["ids"].gather(1, place % length.clamp(min=1))
         return {**x, "ids": ids.masked_fill(~mask, 0), "mask": mask}
-    name = {"audio": "wave", "tabular": "numeric", "series": "values"}.get(form, "")
+    name = _MAIN.get(form, "")
     out = {**x, name: _clip(x[name].float() * factor, x[name].dtype)}
     if form == "tabular" and factor == 0.0:
         out["categorical"] = torch.zeros_like(x["categorical"])
@@ -333,7 +344,9 @@ def _scaled(x: Parts, factor: float) -> Parts:
 
 def _heard(x: Parts) -> Tensor:
     """``(B, N)`` bool: samples within the clip's length."""
-    return torch.arange(x["wave"].shape[1], device=x["wave"].device) < x["length"][:, None]
+    place = torch.arange(x["wave"].shape[1], device=x["wave"].device)
+    heard = place < x["length"][:, None]
+    return heard & (place >= x["start"][:, None]) if "start" in x else heard
 
 
 def _fit(x: Parts) -> InputScale:
@@ -347,8 +360,10 @@ def _fit(x: Parts) -> InputScale:
         return InputScale(_masked_std(x[""], torch.ones((), dtype=torch.bool), dim=0))
     if form == "audio":
         return InputScale(_masked_std(x["wave"], _heard(x)))
-    if form == "series":
-        return InputScale(_masked_std(x["values"].flatten(0, 1), x["mask"].flatten()[:, None], dim=0))
+    if form == "video":
+        return InputScale(_masked_std(x["frames"], x["mask"][..., None, None, None]))
+    if form in ("series", "points"):
+        return InputScale(_masked_std(x[_MAIN[form]].flatten(0, 1), x["mask"].flatten()[:, None], dim=0))
     ids = x["categorical"]
     largest_ids = ids.amax(dim=0).tolist() if len(ids) else [0] * ids.shape[1]
     return InputScale(_masked_std(x["numeric"], x["numeric_mask"], dim=0), tuple(int(i) + 1 for i in largest_ids))

@@ -18,6 +18,8 @@ from polyfuse.data.problems import Broken
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus")
 ARRAYS = (".npy",)
+VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ogv")
+POINTS = (".pcd", ".ply")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d.*)?|\d{1,2}[/.]\d{1,2}[/.]\d{4}( \d\d:\d\d.*)?")
 _ID_NAME = re.compile(r"(.*[_\s-])?(id|uid|uuid|guid|key|index|idx)|unnamed.*|", re.IGNORECASE)
 _CAMEL_ID = re.compile(r".*[a-z]I[dD]")
@@ -31,8 +33,8 @@ class Guess:
     """One column.
 
     Attributes:
-        kind: ``image audio series vector text numeric categorical`` (inputs), or ``id code date empty constant
-            web address other`` (left out).
+        kind: ``image audio video points series vector text numeric categorical`` (inputs), or ``id code date empty
+            constant web address other`` (left out).
         distinct: Different values among the cells seen.
         why: What the guess rests on.
     """
@@ -61,7 +63,8 @@ def guess_kind(name: str, cells: Sequence[Any], folder: Path | None) -> Guess:
         return _objects(full)
     distinct = len(set(full))
     ending = [Path(cell).suffix.lower() for cell in full]
-    for kind, endings in (("image", IMAGES), ("audio", SOUNDS), ("array", ARRAYS)):
+    known = (("image", IMAGES), ("audio", SOUNDS), ("video", VIDEOS), ("points", POINTS), ("array", ARRAYS))
+    for kind, endings in known:
         share = sum(end in endings for end in ending) / len(full)
         if share >= _MOST:
             if sum("://" in cell for cell in full) > 0.5 * len(full):

@@ -23,7 +23,7 @@ from polyfuse.yaml_text import dump_yaml
 SAMPLE = 5000
 FILES = 2000
 PATTERNS = 20
-_FILE_TYPES = ("image", "audio")
+_FILE_TYPES = ("image", "audio", "video", "points")
 _TARGET_NAMES = ("target", "label", "labels", "class", "category", "outcome", "diagnosis", "y", "rating", "score")
 _SPLIT_NAMES = ("split", "fold", "subset", "partition", "set")
 _NULLS = frozenset(NULL_VALUES)
@@ -207,7 +207,7 @@ def _modalities(
         if kind in ("numeric", "categorical"):
             table.append(name)
             roles[name] = "input table"
-        elif kind in ("image", "audio", "text", "series", "vector"):
+        elif kind in ("image", "audio", "text", "series", "vector", "video", "points"):
             modality = _free(re.sub(r"[^\w-]+", "_", name).strip("_") or kind, modalities)
             modalities[modality] = {"type": kind, "column": name}
             roles[name] = f"input {modality}"

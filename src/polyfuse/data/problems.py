@@ -20,6 +20,7 @@ BROKEN = (
     "outside the folder",
     "web address",
     "too many pixels",
+    "too large",
     "unreadable",
 )
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from polyfuse.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
-ModalityType = Literal["image", "text", "audio", "tabular", "series", "vector"]
+ModalityType = Literal["image", "text", "audio", "tabular", "series", "vector", "video", "points"]
 Task = Literal["auto", "classification", "multilabel", "regression"]
 
 #: Cells that mean "empty" whatever the column; the list pandas reads as missing.
@@ -41,11 +41,13 @@ NULL_VALUES = (
 #: Which options a type understands, beside ``type``, ``column`` and ``columns``.
 TYPE_OPTIONS: dict[str, tuple[str, ...]] = {
     "image": ("size", "fit", "pretrained"),
-    "text": ("vocab_size", "max_length", "pretrained"),
-    "audio": ("rate", "seconds"),
+    "text": ("vocab_size", "max_length", "pretrained", "subtitles"),
+    "audio": ("rate", "seconds", "offset"),
     "tabular": ("numeric", "categorical", "max_categories"),
-    "series": ("length",),
+    "series": ("length", "times", "grid_rate", "resample", "max_gap", "offset"),
     "vector": (),
+    "video": ("frames", "size", "fit", "seconds", "frame_rate", "offset"),
+    "points": ("count",),
 }
 
 
@@ -60,7 +62,7 @@ class _Frozen(BaseModel):
 class ModalityConfig(_Frozen):
     """One modality: its type, its column or columns, and the options of its type."""
 
-    type: ModalityType = Field(description="image, text, audio, tabular, series or vector")
+    type: ModalityType = Field(description="image, text, audio, tabular, series, vector, video or points")
     column: str | None = Field(default=None, description="the column that holds it: a path, a text, a JSON list")
     columns: tuple[str, ...] | None = Field(default=None, description="tabular only: its columns")
     pretrained: str | None = Field(
@@ -68,9 +70,9 @@ class ModalityConfig(_Frozen):
         description="image, text: a frozen network whose features replace the raw input: efficientnet_lite0, minilm, "
         "wordllama or hf:<folder>",
     )
-    size: int = Field(default=64, ge=8, le=1024, description="image: side in pixels after resizing")
+    size: int = Field(default=64, ge=8, le=1024, description="image, video: side in pixels after resizing")
     fit: Literal["crop", "pad"] = Field(
-        default="crop", description="image: fill the square and crop, or pad with white"
+        default="crop", description="image, video: fill the square and crop, or pad with white"
     )
     vocab_size: int = Field(default=4096, ge=16, le=100_000, description="text: tokens learned from the training texts")
     max_length: int | None = Field(
@@ -84,7 +86,8 @@ class ModalityConfig(_Frozen):
         default=None,
         gt=0,
         le=600,
-        description="audio: length kept; default: what 95 % of training clips need, at most 10",
+        description="audio: length kept; default: what 95 % of training clips need, at most 10; video: the beginning "
+        "that is looked at, default: all",
     )
     numeric: tuple[str, ...] = Field(
         default=(), description="tabular: columns to read as numbers, whatever they look like"
@@ -99,6 +102,38 @@ class ModalityConfig(_Frozen):
         le=1_000_000,
         description="series: steps kept; default: the longest in training, at most 1024",
     )
+    times: str | None = Field(
+        default=None,
+        description="series: the column with the time of every step in seconds (a list, a JSON list or an .npy path)",
+    )
+    grid_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1_000_000,
+        description="series: steps per second of the regular grid it is brought to; default: the usual one in training",
+    )
+    resample: Literal["linear", "nearest", "hold", "mean"] = Field(
+        default="linear",
+        description="series with times: between steps, the line, the nearest or the last step, or the mean around each "
+        "point of the grid",
+    )
+    max_gap: float | None = Field(
+        default=None,
+        gt=0,
+        description="series with times: a point of the grid farther from every step than so many seconds is missing; "
+        "default: twice the usual distance in training",
+    )
+    offset: float | str | None = Field(
+        default=None,
+        description="audio, series, video: seconds added to its times, a number or the column that holds it, so that "
+        "all streams of a row share one clock that starts at 0; default: the stream starts at 0",
+    )
+    frames: int = Field(default=8, ge=1, le=256, description="video: frames kept, evenly over the clip")
+    frame_rate: float = Field(
+        default=25.0, gt=0, le=1000, description="video: frames per second of a folder of pictures without times.txt"
+    )
+    count: int = Field(default=1024, ge=1, le=1_000_000, description="points: points kept of each set")
+    subtitles: bool = Field(default=False, description="text: cells name .srt or .vtt files, whose cues are the text")
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModalityConfig":
@@ -114,6 +149,8 @@ class ModalityConfig(_Frozen):
             if getattr(self, key) != type(self).model_fields[key].default:
                 known = ", ".join(TYPE_OPTIONS[self.type]) or "none"
                 raise ValueError(f"'{key}' is not an option of type {self.type}; its options: {known}")
+        if self.type == "series" and self.offset is not None and self.times is None and self.grid_rate is None:
+            raise ValueError("'offset' of a series without 'times' needs 'grid_rate', its steps per second")
         reads = PRETRAINED_TYPES.get(self.pretrained or "", self.type)
         if reads != self.type:
             fits = [name for name, kind in PRETRAINED_TYPES.items() if kind == self.type]
@@ -133,7 +170,10 @@ class ModalityConfig(_Frozen):
     @property
     def all_columns(self) -> tuple[str, ...]:
         """Every column this modality reads."""
-        return self.columns if self.columns is not None else (self.column or "",)
+        if self.columns is not None:
+            return self.columns
+        offset = self.offset if isinstance(self.offset, str) else None
+        return tuple(name for name in (self.column or "", self.times, offset) if name is not None)
 
 
 class SplitConfig(_Frozen):

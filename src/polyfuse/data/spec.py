@@ -17,6 +17,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "tabular": ("numeric", "cardinalities"),
     "series": ("channels", "length"),
     "vector": ("width",),
+    "video": ("frames", "size"),
+    "points": ("count", "channels"),
 }
 TASKS = ("classification", "multilabel", "regression")
 
@@ -27,10 +29,11 @@ class ModalitySpec:
 
     Attributes:
         name: The modality's name.
-        type: ``image | text | audio | tabular | series | vector``.
+        type: ``image | text | audio | tabular | series | vector | video | points``.
         options: Sizes by name: image ``size``; text ``vocab_size, max_length``; audio ``rate, samples``; tabular
             ``numeric`` (a count), ``cardinalities`` (one int per categorical column, its 0 included); series
-            ``channels, length``; vector ``width``. Further entries are allowed.
+            ``channels, length``; vector ``width``; video ``frames, size``; points ``count, channels`` (3 coordinates
+            and further values). Further entries are allowed; audio with ``offset`` may begin after the row's clock.
 
     Raises:
         ValueError: For an unknown type or a missing option.
@@ -122,12 +125,24 @@ def input_layout(spec: ModalitySpec) -> dict[str, tuple[tuple[int, ...], torch.d
     if spec.type == "text":
         return {"ids": ((spec.size("max_length"),), torch.int32), "mask": ((spec.size("max_length"),), torch.bool)}
     if spec.type == "audio":
-        return {"wave": ((spec.size("samples"),), torch.int16), "length": ((), torch.int64)}
+        layout: dict[str, tuple[tuple[int, ...], torch.dtype]]
+        layout = {"wave": ((spec.size("samples"),), torch.int16), "length": ((), torch.int64)}
+        return layout | ({"start": ((), torch.int64)} if spec.options.get("offset") else {})
     if spec.type == "series":
         length = spec.size("length")
         return {"values": ((length, spec.size("channels")), torch.float32), "mask": ((length,), torch.bool)}
     if spec.type == "vector":
         return {"": ((spec.size("width"),), torch.float32)}
+    if spec.type == "video":
+        frames, size = spec.size("frames"), spec.size("size")
+        return {
+            "frames": ((frames, 3, size, size), torch.uint8),
+            "times": ((frames,), torch.float32),
+            "mask": ((frames,), torch.bool),
+        }
+    if spec.type == "points":
+        count = spec.size("count")
+        return {"points": ((count, spec.size("channels")), torch.float32), "mask": ((count,), torch.bool)}
     numeric, cardinalities = spec.size("numeric"), spec.options["cardinalities"]
     if not isinstance(cardinalities, list):
         raise TypeError(f"option 'cardinalities' of modality '{spec.name}' must be a list, got {cardinalities!r}")

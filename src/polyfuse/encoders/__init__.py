@@ -10,11 +10,13 @@ from torch import nn
 
 from polyfuse.encoders.audio import AudioCNN
 from polyfuse.encoders.image import ImageCNN
+from polyfuse.encoders.points import PointNet
 from polyfuse.encoders.series import SeriesCNN
 from polyfuse.encoders.tabular import TabularMLP
 from polyfuse.encoders.text import TextTransformer
 from polyfuse.encoders.text_bag import TextBag
 from polyfuse.encoders.vector import VectorMLP
+from polyfuse.encoders.video import VideoFrames
 from polyfuse.registry import Registry
 
 ENCODERS = Registry(
@@ -27,6 +29,8 @@ ENCODERS = Registry(
         "tabular_mlp": TabularMLP,
         "series_cnn": SeriesCNN,
         "vector_mlp": VectorMLP,
+        "video_frames": VideoFrames,
+        "pointnet": PointNet,
     },
 )
 
@@ -37,6 +41,8 @@ DEFAULTS = {
     "tabular": "tabular_mlp",
     "series": "series_cnn",
     "vector": "vector_mlp",
+    "video": "video_frames",
+    "points": "pointnet",
 }
 
 _OPTIONS = {
@@ -46,6 +52,8 @@ _OPTIONS = {
     "tabular": ("numeric", "cardinalities"),
     "series": ("channels", "length"),
     "vector": ("width",),
+    "video": ("frames", "size"),
+    "points": ("count", "channels"),
 }
 
 
@@ -58,7 +66,7 @@ class SpecLike(Protocol):
 
     @property
     def type(self) -> str:
-        """One of the six input forms."""
+        """One of the input forms."""
 
     @property
     def options(self) -> Any:

@@ -131,13 +131,14 @@ class AudioCNN(nn.Module):
         """Encode a batch.
 
         Shape:
-            - inputs: ``wave (B, N)`` int16, ``length (B,)`` int64 samples of each clip.
+            - inputs: ``wave (B, N)`` int16, ``length (B,)`` int64 end of each clip, in samples; ``start (B,)`` int64
+              its first sample, 0 where left out.
             - returns ``(B, D)``.
         """
-        x_BTF, mask_BT = self.features(inputs["wave"], inputs["length"])
+        x_BTF, mask_BT = self.features(inputs["wave"], inputs["length"], inputs.get("start"))
         return self.stack(x_BTF.to(self.stack.project.weight.dtype), mask_BT)
 
-    def features(self, wave: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, wave: Tensor, length: Tensor, begin: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Centred log-mel ``(B, T, F)`` and the mask ``(B, T)`` of the frames within the clip."""
         device = wave.device.type
         wave = wave.float() / 32768.0
@@ -148,6 +149,8 @@ class AudioCNN(nn.Module):
             x_BTF = self.logmel(wave)
         start = torch.arange(x_BTF.shape[1], device=wave.device) * self.logmel.hop
         mask_BT = start < length[:, None]
+        if begin is not None:  # a recording that begins after the row's clock
+            mask_BT = mask_BT & (start >= begin[:, None])
         kept = x_BTF.masked_fill(~mask_BT[..., None], 0.0)
         cells = mask_BT.sum(dim=1).clamp(min=1) * x_BTF.shape[2]
         mean = kept.sum(dim=(1, 2)) / cells

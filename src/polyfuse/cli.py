@@ -356,6 +356,24 @@ def data_prepare(
     emit(result.to_dict(), as_json, result.text)
 
 
+@data_app.command("shards")
+def data_shards(
+    source: Annotated[str, typer.Argument(help="A .csv, .parquet or .jsonl table, or a prepared data set.")],
+    out: Annotated[Path, typer.Option(help="Where the shards go; new or empty.")],
+    file: Annotated[
+        list[str] | None, typer.Option(help="A column of the table that names files; repeated for several.")
+    ] = None,
+    max_count: Annotated[int, typer.Option(min=1, help="Most samples in a shard.")] = 1000,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes in a shard.")] = 256 << 20,
+    as_json: Json = False,
+) -> None:
+    """Write a table or a prepared data set as WebDataset shards: tar files that are read as a stream."""
+    from polyfuse.run.shards import shards_of
+
+    result = shards_of(source, out, files=file or [], max_count=max_count, max_bytes=max_bytes)
+    emit(result.to_dict(), as_json, result.text)
+
+
 @weights_app.command("fetch")
 def weights_fetch(
     names: Annotated[list[str], typer.Argument(help="See polyfuse list weights.")],

@@ -1,0 +1,501 @@
+"""The training loop of vision and language tasks: several objectives, each on rows of its own, one model.
+
+As ``train/loop.py``, nothing in it is random but what ``data/keyed.py`` draws: a checkpoint is weights, moments and
+the number of the step.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyfuse.data.keyed import seed_of
+from polyfuse.errors import UserError
+from polyfuse.tasks.batch import Collator, TaskBatch
+from polyfuse.tasks.model import TaskModel
+from polyfuse.tasks.objectives import Objective
+from polyfuse.tasks.stem import GridStem
+from polyfuse.train.checkpoint import (
+    BEST,
+    LAST,
+    METRICS,
+    append_metrics,
+    clear_temporary,
+    cut_metrics,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
+from polyfuse.train.devices import PlainDevice, freeze_modes
+from polyfuse.train.loop import _Interrupt
+from polyfuse.train.progress import Bar
+from polyfuse.train.schedule import evaluation_steps, learning_rate
+from polyfuse.train.task_layers import checkpointed, task_groups
+from polyfuse.train.task_stream import TaskStream
+
+_NOT_DECISIVE = {"threads", "checkpoint_seconds", "checkpoint_steps", "activation_checkpointing", "shard_parameters"}
+Validate = Callable[[TaskModel], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """The loop's settings, plain values.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Rows of a step and task, over all processes and passes.
+        lr: Peak learning rate of AdamW.
+        weight_decay: Of matrices.
+        warmup: Share of the steps that warm up, before the cosine.
+        clip: Largest norm of the gradient; None = no clipping.
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        seed: Of every draw.
+        evaluations: Evenly spread over the run.
+        mixing: "sum": every step trains every objective, weighted. "sample": one of them, drawn by weight.
+        layer_decay: Factor of the learning rate per layer away from the heads; 1 = none.
+        patience: Evaluations without a better figure before training stops; None = never.
+        checkpoint_seconds: Longest time between two checkpoints.
+        checkpoint_steps: Also a checkpoint every so many steps.
+        accumulate: Passes a step is cut into, to save memory.
+        activation_checkpointing: Layers compute again in the backward pass what they would have kept.
+        shard_parameters: Every process holds a part of the parameters.
+        threads: Of PyTorch; None = as it finds them.
+    """
+
+    steps: int
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    clip: float | None = 1.0
+    precision: str = "32-true"
+    seed: int = 0
+    evaluations: int = 5
+    mixing: Literal["sum", "sample"] = "sum"
+    layer_decay: float = 1.0
+    patience: int | None = None
+    checkpoint_seconds: float = 20.0
+    checkpoint_steps: int | None = None
+    accumulate: int = 1
+    activation_checkpointing: bool = False
+    shard_parameters: bool = False
+    threads: int | None = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """One objective on one set of rows.
+
+    Attributes:
+        objective: Its heads are in the model.
+        collate: Makes batches of the rows; tasks that share it and their rows share their batches.
+        rows: ``(N,)`` numbers of the rows to train on.
+        weight: Factor of its loss, or with "sample" how often it is drawn.
+    """
+
+    objective: Objective
+    collate: Collator
+    rows: np.ndarray
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class TaskFit:
+    """What a training run came to. The best weights are in the model.
+
+    Attributes:
+        best_metric: Best of the figure that decides; NaN without ``validate``.
+        best_step: Step after which it was reached; without ``validate`` the last.
+        steps: Optimiser steps done.
+        seconds: Time in the loop, interrupted runs added up.
+        history: The records of ``metrics.jsonl``: ``step``, ``learning_rate``, ``train_loss``, ``objectives`` (mean
+            ``loss`` and figures of each since the last record, its ``steps`` and ``epochs``), ``validation``.
+        stopped_early: Training ended before the last step.
+    """
+
+    best_metric: float
+    best_step: int
+    steps: int
+    seconds: float
+    history: list[dict[str, Any]]
+    stopped_early: bool
+
+
+@dataclass
+class _State:
+    """The counters of a run: everything that is not a weight, a moment or a running sum."""
+
+    step: int = 0
+    best: float = math.inf
+    best_step: int = 0
+    stale: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+
+
+def fit_tasks(
+    model: TaskModel,
+    tasks: Mapping[str, Task],
+    settings: LoopSettings,
+    *,
+    validate: Validate | None = None,
+    best_by: str = "loss",
+    best_is: Literal["lowest", "highest"] = "lowest",
+    before_step: Callable[[int], None] | None = None,
+    augment: Callable[[TaskBatch, int], TaskBatch] | None = None,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    fabric: Any = None,
+    progress: bool = False,
+) -> TaskFit:
+    """Train ``model`` in place and leave its best weights in it.
+
+    Args:
+        model: With the heads of all objectives.
+        tasks: By name.
+        settings: The loop's settings.
+        validate: Figures for the curves, on held-out rows; called in evaluation mode without gradients. None: the last
+            weights are kept.
+        best_by: The figure that decides which weights are best, and whether to stop.
+        best_is: Whether that is the lowest or the highest.
+        before_step: Called with the number of every step before it, to freeze and unfreeze parameters. A resumed run
+            begins in the middle: it must set what the step needs, not only what changes there.
+        augment: Changes a training batch, given the step; draws must be keyed by ``batch.keys`` and the step.
+        run_dir: Folder for checkpoints and ``metrics.jsonl``; None writes nothing.
+        resume: Go on from ``run_dir``'s last checkpoint, if there is one.
+        fabric: A launched Fabric (``task_fabric``); None = one process on the CPU.
+        progress: Show progress on stderr.
+
+    Raises:
+        UserError: If ``run_dir`` holds a run and ``resume`` is off, if its checkpoint belongs to other settings or
+            data, or if a loss stops being a number.
+        KeyboardInterrupt: On Ctrl-C, after the step in hand is done and a checkpoint is written.
+        SystemExit: On SIGTERM, likewise.
+    """
+    threads, home = torch.get_num_threads(), next(model.parameters()).device
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = PlainDevice(settings.precision)
+    try:
+        with (
+            torch.random.fork_rng(devices=[device.device] if device.device.type == "cuda" else []),
+            checkpointed(model, settings.activation_checkpointing),
+        ):
+            judge = _Judge(validate, best_by, 1.0 if best_is == "lowest" else -1.0)
+            loop = _Loop(model, tasks, settings, judge, before_step, augment, run_dir, device)
+            loop.open(resume)
+            return loop.run(progress)
+    finally:
+        model.eval()
+        model.to(home)
+        torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What decides which weights are best."""
+
+    validate: Validate | None
+    key: str
+    sign: float
+
+    def figures(self, model: TaskModel) -> dict[str, float]:
+        """Of the model as it is."""
+        assert self.validate is not None  # noqa: S101 - callers look
+        model.eval()
+        with torch.no_grad():
+            found = {name: float(value) for name, value in self.validate(model).items()}
+        if self.key not in found:
+            raise ValueError(f"validate gave no figure '{self.key}', which is to decide; it gave: {', '.join(found)}")
+        return found
+
+
+class _Loop:
+    """One run. ``open`` finds where it stands, ``run`` brings it to the end."""
+
+    def __init__(
+        self,
+        model: TaskModel,
+        tasks: Mapping[str, Task],
+        settings: LoopSettings,
+        judge: _Judge,
+        before_step: Callable[[int], None] | None,
+        augment: Callable[[TaskBatch, int], TaskBatch] | None,
+        run_dir: Path | None,
+        device: PlainDevice,
+    ) -> None:
+        self.model, self.tasks, self.settings, self.judge = model, dict(tasks), settings, judge
+        self.before_step, self.augment, self.run_dir, self.device = before_step, augment, run_dir, device
+        self.stream = TaskStream(
+            {name: task.rows for name, task in self.tasks.items()},
+            {name: task.weight for name, task in self.tasks.items()},
+            settings.mixing,
+            batch_size=settings.batch_size,
+            steps=settings.steps,
+            seed=settings.seed,
+        )
+        self.moments = evaluation_steps(settings.steps, settings.evaluations)
+        groups = task_groups(model, settings.weight_decay, settings.layer_decay, frozen=before_step is not None)
+        if not groups:
+            raise ValueError("nothing in the model is trainable; unfreeze a part of it")
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=device.fused_optimizer)
+        # Since the last evaluation, of this process: steps of each task, and sums of its loss and figures over them.
+        self.sums: dict[str, Tensor] = {}
+        self.state = _State()
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] | None = None
+        self.fingerprint = _fingerprint(settings, self.tasks, device.world_size)
+
+    def open(self, resume: bool) -> None:
+        """Take up the last checkpoint, or begin; refuse to write over a run."""
+        last = None if self.run_dir is None else self.run_dir / LAST
+        found = last is not None and last.exists()
+        if found and not resume:
+            raise UserError(f"'{self.run_dir}' holds a run already; resume it or choose another folder")
+        size = 0
+        if found and last is not None:
+            size = self._restore(last)
+        self.device.barrier()  # no process may write before all have looked
+        if self.run_dir is not None and self.device.rank == 0:
+            (self.run_dir / LAST).parent.mkdir(parents=True, exist_ok=True)
+            clear_temporary(self.run_dir)
+            self.history = cut_metrics(self.run_dir / METRICS, size)
+
+    def run(self, progress: bool) -> TaskFit:
+        """Train to the end, or to early stopping."""
+        state, settings = self.state, self.settings
+        started, saved = time.perf_counter() - state.seconds, time.perf_counter()
+        bar = Bar(settings.steps, state.step, enabled=progress and self.device.rank == 0)
+        with _Interrupt(self.run_dir is not None) as interrupt, bar:
+            freeze_modes(self.model)
+            while state.step < settings.steps and not state.finished:
+                self._train(state.step)
+                state.step += 1
+                now = time.perf_counter()
+                state.seconds = now - started
+                due = state.step in self.moments
+                if due:
+                    record = self._evaluate()
+                    bar.evaluated({**record, "validation_loss": record["validation"].get(self.judge.key)})
+                elif bar.enabled:
+                    bar.step(state.step, *self._running())
+                wanted = settings.checkpoint_steps is not None and state.step % settings.checkpoint_steps == 0
+                if due or wanted or interrupt.asked or now - saved > settings.checkpoint_seconds:
+                    self._save()
+                    saved = time.perf_counter()
+                if interrupt.asked and not state.finished:
+                    interrupt.end()
+                state.seconds = time.perf_counter() - started
+        return self._finish()
+
+    def _train(self, number: int) -> None:
+        """One optimiser step: one backward pass per objective, gradients added up."""
+        device, settings = self.device, self.settings
+        if self.before_step is not None:
+            self.before_step(number)
+            freeze_modes(self.model)
+        seed = seed_of(settings.seed, "step", number, device.rank)  # for nn.Dropout
+        if device.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+        rate = learning_rate(number, settings.steps, settings.lr, settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_share"]
+            for parameter in group["params"]:
+                parameter.grad = None
+        batches: dict[tuple[int, int, int], TaskBatch] = {}
+        for name, turn in self.stream.turns(number):
+            task = self.tasks[name]
+            batch = self._batch(batches, task, name, turn, number)
+            draws = task.objective.draws(batch, visual_tokens(self.model, batch), settings.seed, number)
+            with device.autocast():
+                loss, figures = task.objective.loss(self.model, batch, draws)
+            if loss.requires_grad:  # not where all it would train is frozen
+                device.backward(loss * task.weight if settings.mixing == "sum" else loss)
+            self._count(name, {"loss": loss.detach(), **figures})
+        if settings.clip is not None:
+            device.clip(self.model, self.optimizer, settings.clip)
+        device.step(self.optimizer)
+
+    def _batch(
+        self, batches: dict[tuple[int, int, int], TaskBatch], task: Task, name: str, turn: int, number: int
+    ) -> TaskBatch:
+        """The task's rows; made once for tasks that share them."""
+        key = (id(task.collate), id(task.rows), turn)
+        if key not in batches:
+            batch = task.collate(self.stream.rows(name, turn)).to(self.device.device)
+            batches[key] = batch if self.augment is None else self.augment(batch, number)
+        return batches[key]
+
+    def _count(self, name: str, figures: Mapping[str, Tensor]) -> None:
+        for figure, value in {"steps": torch.ones(()), **figures}.items():
+            key = f"{name}/{figure}"
+            if key in self.sums:
+                self.sums[key] += value
+            else:
+                self.sums[key] = value.double()
+
+    def _running(self) -> tuple[Tensor, int]:
+        """Sum of the weighted losses since the last evaluation and the number of steps, for the progress bar."""
+        total, steps = torch.zeros(()), 0
+        if self.sums:
+            steps = self.state.step - max((r["step"] for r in self.history), default=0)
+            parts = [(self._weight(n), self.sums[f"{n}/loss"]) for n in self.tasks if f"{n}/loss" in self.sums]
+            total = torch.stack([weight * part for weight, part in parts]).sum()
+        return total, steps
+
+    def _weight(self, name: str) -> float:
+        return self.tasks[name].weight if self.settings.mixing == "sum" else 1.0
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Means since the last evaluation, held-out figures, the best weights, early stopping, one line of metrics."""
+        state, settings = self.state, self.settings
+        objectives: dict[str, dict[str, float]] = {}
+        for key, value in self.sums.items():
+            name, _, figure = key.rpartition("/")
+            objectives.setdefault(name, {})[figure] = value.item()
+        total = steps = 0.0
+        for name in filter(objectives.__contains__, self.tasks):
+            figures = objectives[name]
+            count = figures["steps"]
+            total += self._weight(name) * figures["loss"]
+            steps = steps + count if settings.mixing == "sample" else count
+            figures.update({figure: value / count for figure, value in figures.items() if figure != "steps"})
+            figures["epochs"] = self.stream.epochs(name, state.step)
+        record: dict[str, Any] = {
+            "step": state.step,
+            "learning_rate": learning_rate(state.step - 1, settings.steps, settings.lr, settings.warmup),
+            "train_loss": total / steps,
+            "objectives": objectives,
+            "validation": {},
+        }
+        self.sums = {}
+        if self.judge.validate is not None:
+            record["validation"] = self.judge.figures(self.model)
+            freeze_modes(self.model)
+        self._decide(record)
+        record["seconds"] = round(state.seconds, 3)
+        self.history.append(record)
+        if self.run_dir is not None and self.device.rank == 0:
+            append_metrics(self.run_dir / METRICS, record)
+        return record
+
+    def _decide(self, record: dict[str, Any]) -> None:
+        """Keep the weights if they are the best so far; stop if there was no better for too long."""
+        state, judge = self.state, self.judge
+        figure = record["validation"].get(judge.key)
+        if not math.isfinite(record["train_loss"]) or (figure is not None and not math.isfinite(figure)):
+            losses = ", ".join(f"{name} {found['loss']:.4g}" for name, found in record["objectives"].items())
+            raise UserError(
+                f"at step {state.step} the losses are {losses}, on validation {judge.key} is {figure}; lower train.lr "
+                f"(now {self.settings.lr}) or look for extreme values in the inputs"
+            )
+        value = 0.0 if figure is None else judge.sign * figure
+        better = figure is None or value < state.best  # without validation the last weights are the answer
+        state.stale = 0 if better else state.stale + 1
+        patience = self.settings.patience
+        state.finished = state.step >= self.settings.steps or (patience is not None and state.stale >= patience)
+        if not better:
+            return
+        state.best, state.best_step = value, state.step
+        if figure is None and not state.finished:
+            return
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        kept = frozen if self.before_step is None else set()  # what was thawed once has changed
+        tensors, extra = model_tensors(self.model)
+        self.best = {
+            name: tensor.detach().clone()
+            for path, tensor in tensors.items()
+            if (name := path.removeprefix("model.")) not in kept
+        }
+        if self.run_dir is not None and self.device.rank == 0:
+            write_checkpoint(self.run_dir / BEST, tensors, {"extra": extra, "step": state.step, judge.key: figure})
+
+    def _save(self) -> None:
+        """Write the last checkpoint. A loss that is not finite is left for the next evaluation to report."""
+        if self.run_dir is None or self.device.rank != 0:
+            return
+        if not all(bool(value.isfinite()) for value in self.sums.values()):
+            return
+        tensors, extra = model_tensors(self.model)
+        tensors |= optimizer_tensors(self.optimizer) | {f"sums.{name}": value for name, value in self.sums.items()}
+        metrics = self.run_dir / METRICS
+        state = {
+            "extra": extra,
+            "counters": asdict(self.state),
+            "fingerprint": self.fingerprint,
+            "threads": torch.get_num_threads(),
+            "metrics_size": metrics.stat().st_size if metrics.exists() else 0,
+        }
+        write_checkpoint(self.run_dir / LAST, tensors, state)
+
+    def _restore(self, last: Path) -> int:
+        """Take over weights, moments, counters and sums; return the size of ``metrics.jsonl`` at that moment."""
+        checkpoint = read_checkpoint(last)
+        saved = checkpoint.state
+        theirs = saved.get("fingerprint", {})
+        for key in sorted({*self.fingerprint, *theirs} - {"processes"}):
+            then, now = theirs.get(key), self.fingerprint.get(key)
+            if then != now:
+                raise UserError(f"cannot resume '{self.run_dir}': {key} was {then}, is now {now}; start a new run")
+        for name, then, now in (
+            ("threads", saved["threads"], torch.get_num_threads()),
+            ("processes", theirs["processes"], self.device.world_size),
+        ):
+            if then != now:
+                warnings.warn(
+                    f"resuming with {now} {name} a run begun with {then}: results may differ in the last bits",
+                    stacklevel=2,
+                )
+        load_model(self.model, checkpoint)
+        load_optimizer(self.optimizer, checkpoint)
+        self.state = _State(**saved["counters"])
+        self.sums = {name: value.clone() for name, value in checkpoint.part("sums").items()}
+        return int(saved["metrics_size"])
+
+    def _finish(self) -> TaskFit:
+        """Put the best weights in place and sum up."""
+        state = self.state
+        self.device.barrier()  # the first process has written the best weights
+        if self.best is not None:
+            self.model.load_state_dict(self.best, strict=False)
+        elif self.run_dir is not None:
+            load_model(self.model, read_checkpoint(self.run_dir / BEST))
+        return TaskFit(
+            best_metric=math.nan if self.judge.validate is None else self.judge.sign * state.best,
+            best_step=state.best_step,
+            steps=state.step,
+            seconds=state.seconds,
+            history=self.history,
+            stopped_early=state.step < self.settings.steps,
+        )
+
+
+def visual_tokens(model: TaskModel, batch: TaskBatch) -> int:
+    """How many visual tokens the model reads per row: what objectives draw for."""
+    if isinstance(model.stem, GridStem):
+        return model.stem.grid**2
+    return 0 if batch.regions is None else batch.regions.shape[1]
+
+
+def _fingerprint(settings: LoopSettings, tasks: Mapping[str, Task], world_size: int) -> dict[str, Any]:
+    """Everything that must agree for a run to be taken up again, by name."""
+    found: dict[str, Any] = {f"train.{k}": v for k, v in asdict(settings).items() if k not in _NOT_DECISIVE}
+    for name, task in tasks.items():
+        rows = torch.from_numpy(np.asarray(task.rows))
+        found[f"objective {name}"] = type(task.objective).__name__
+        found[f"weight of {name}"] = task.weight
+        found[f"rows of {name}"] = len(rows)
+        found[f"checksum of the rows of {name}"] = int(task.collate.keys[rows].sum())
+    return found | {"processes": world_size}

@@ -116,7 +116,8 @@ class SigLIPLoss(nn.Module):
         self, first: Tensor, second: Tensor, ids: Tensor | None = None, present: Tensor | None = None
     ) -> Tensor:
         """Scalar of ``(B, E)`` sides; ids ``(B,)``, present ``(B,)``."""
-        sides, rows = (first, second, self.scale(), self.bias), {"ids": ids, "present": present}
+        sides = (first, second, self.scale(), self.bias)
+        rows: dict[str, Any] = {"ids": ids, "present": present}
         if self.form == "dense":
             return siglip_loss(*sides, **rows)
         if self.form == "chunked":

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from polyfuse.data.codecs_image import FORMATS, _square, strict_pil, to_rgb
 from polyfuse.data.problems import Broken
@@ -168,12 +168,13 @@ def _from_animation(
     head = _head(source)
     known = head.startswith((b"GIF8", b"\x89PNG", b"\xff\xd8\xff", b"BM")) or head[8:12] == b"WEBP"
     try:
+        if head.startswith(b"GIF8"):
+            with _read(source) as raw:
+                _check_gif(raw.read())
         with strict_pil(), _read(source) as raw, Image.open(raw, formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise Broken("too many pixels", f"{width} x {height}, data.max_pixels is {max_pixels}")
-            if head.startswith(b"GIF8"):
-                _check_gif(raw)
             total = getattr(image, "n_frames", 1)
             if total > MOST_FRAMES // 20 or total * width * height > 200 * max_pixels:
                 raise Broken("too large", f"{total} frames of {width} x {height}")
@@ -192,24 +193,21 @@ def _from_animation(
         raise
     except MemoryError:
         raise Broken("too large", "out of memory") from None
+    except UnidentifiedImageError:
+        why = "starts like a picture and is none" if known else "no video, animation or archive of frames"
+        raise Broken("undecodable" if known else "wrong type", why) from None
     except Exception as error:  # Pillow's decoders raise whatever they like on a broken file
         text = (str(error).splitlines() or [""])[0][:80] or type(error).__name__
-        if not known:
-            raise Broken("wrong type", "no video, animation or archive of frames") from None
         early = isinstance(error, EOFError) or any(w in text.lower() for w in ("truncated", "unexpected end"))
         raise Broken("truncated" if early else "undecodable", text) from None
 
 
-def _check_gif(raw: Any) -> None:
+def _check_gif(data: bytes) -> None:
     """Walk the blocks to the trailer: Pillow ends an animation at the file's end without a word.
 
     Raises:
         Broken: ``truncated`` if there is no trailer, ``undecodable`` for an unknown block.
     """
-    place = raw.tell()
-    raw.seek(0)
-    data = raw.read()
-    raw.seek(place)
     at = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
     while at < len(data) and data[at] != 0x3B:
         if data[at] == 0x21:

@@ -109,12 +109,17 @@ def test_ranks_and_workers_share_every_sample_once(tmp_path: Path, shuffle: bool
 
 
 @pytest.mark.parametrize(("count", "shards", "readers"), [(23, 5, 2), (13, 2, 3), (9, 1, 1), (7, 7, 3)])
-@pytest.mark.parametrize("buffer", [1, 4, 100])
-def test_resumes_at_every_position(tmp_path: Path, count: int, shards: int, readers: int, buffer: int) -> None:
+@pytest.mark.parametrize("buffer", [0, 1, 4, 100])  # 0 = not shuffled
+@pytest.mark.parametrize("indexed", [True, False])
+def test_resumes_at_every_position(
+    tmp_path: Path, count: int, shards: int, readers: int, buffer: int, indexed: bool
+) -> None:
     write(tmp_path, count, -(-count // shards))
+    if not indexed:
+        (tmp_path / "shards.json").unlink()
 
     def reader(rank: int) -> ShardReader:
-        return ShardReader(tmp_path, seed=7, buffer=buffer, rank=rank, ranks=readers)
+        return ShardReader(tmp_path, seed=7, shuffle=buffer > 0, buffer=max(buffer, 1), rank=rank, ranks=readers)
 
     for rank in range(readers):
         straight = reader(rank)

@@ -347,7 +347,9 @@ def test_names_folders_and_what_is_prepared(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_every_source_says_where_it_comes_from_and_has_a_reader() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "published-data.md").read_text(encoding="utf-8")
     for name, source in PUBLISHED.items():
+        assert f"| `{name}` |" in page, f"{name} is not in docs/published-data.md"
         assert callable(source.load()), name
         assert source.home.startswith("http"), name
         assert all((source.about, source.licence, source.files)), name

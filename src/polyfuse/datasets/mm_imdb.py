@@ -18,7 +18,7 @@ from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Pictures, Row, 
 from polyfuse.errors import UserError
 
 PARTS = (("train", TRAIN), ("dev", VALIDATION), ("test", TEST))
-#: The 23 genres of the paper, most frequent first; other genres of a film are not among its labels.
+#: The 23 genres of the paper; other genres of a film are not among its labels.
 GENRES = (
     "Drama", "Comedy", "Romance", "Thriller", "Crime", "Action", "Adventure", "Horror", "Documentary", "Mystery",
     "Sci-Fi", "Fantasy", "Family", "Biography", "War", "History", "Music", "Animation", "Musical", "Western", "Sport",

@@ -226,7 +226,7 @@ def read_published(name: str, folder: Path | str | None = None, **options: Any) 
         source: PublishedSource = PUBLISHED[name]
     except KeyError as error:
         raise UserError(str(error.args[0])) from None
-    where = prepared_folder(name) if folder is None else Path(folder)
+    where = prepared_folder(name) if folder is None else Path(folder).expanduser()
     if where is None:
         raise UserError(
             f"data set '{name}' is not prepared; get it from {source.home} and run: "

@@ -95,6 +95,6 @@ def _parameters(group: dict[str, object]) -> Iterable[nn.Parameter]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the rate ``lr``."""
+    """Give every group the rate ``lr``, or the share of it that the group names as ``lr_share``."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_share", 1.0)

@@ -52,12 +52,13 @@ def scene_captions(
     Raises:
         UserError: If a number or a field of the world breaks a rule.
     """
-    parts = _parts((train, validation, test, novel), seed, per_scene, world)
+    parts = _parts((train, validation, test, novel), seed, per_scene, pixels or regions, world)
     texts: list[str] = []
     scene, references, ids = [], [], []
     for part in parts:
-        columns = [part.captions(seed=number) for number in range(per_scene)]
-        known = part.references()
+        # A part may be empty.
+        columns = [part.captions(seed=number) if len(part) else [] for number in range(per_scene)]
+        known = part.references() if len(part) else []
         for row, sentences in enumerate(zip(*columns, strict=True)):
             texts += sentences
             references += [known[row]] * per_scene
@@ -108,7 +109,7 @@ def scene_questions(
     Raises:
         UserError: If a number, a kind or a field of the world breaks a rule.
     """
-    parts = _parts((train, validation, test, novel), seed, per_scene, world)
+    parts = _parts((train, validation, test, novel), seed, per_scene, pixels or regions, world)
     wanted = KINDS if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
     try:
         asked: list[Questions] = [part.questions(per_scene, kinds=wanted) for part in parts]
@@ -159,7 +160,7 @@ def scene_phrases(
     Raises:
         UserError: If a number or a field of the world breaks a rule.
     """
-    parts = _parts((train, validation, test, novel), seed, per_scene, world)
+    parts = _parts((train, validation, test, novel), seed, per_scene, pixels or regions, world)
     said = [part.phrases(per_scene) for part in parts]
     return _task_data(
         "scene_phrases",
@@ -173,8 +174,10 @@ def scene_phrases(
     )
 
 
-def _parts(counts: tuple[int, ...], seed: int, per_scene: int, world: dict[str, Any]) -> list[Scenes]:
+def _parts(counts: tuple[int, ...], seed: int, per_scene: int, seen: bool, world: dict[str, Any]) -> list[Scenes]:
     """Scenes of the splits, in the order of the parts' numbers."""
+    if not seen:
+        raise UserError("scenes need pixels=true or regions=true, got neither")
     if per_scene < 1 or min(counts) < 0 or not sum(counts):
         raise UserError(
             f"scenes need per_scene from 1 on and numbers of scenes from 0 on, not all 0; got per_scene={per_scene}, "
@@ -183,7 +186,9 @@ def _parts(counts: tuple[int, ...], seed: int, per_scene: int, world: dict[str, 
     try:
         # Lists, as YAML gives them, become tuples, which can be hashed.
         config = SceneConfig(**{key: _tuple(value) for key, value in world.items()})
-        return [_made(count, seed, split, config) for count, split in zip(counts, SPLITS, strict=True)]
+        # A world without held-out combinations has no novel split, not even an empty one.
+        splits = [split if count else SPLITS[0] for count, split in zip(counts, SPLITS, strict=True)]
+        return [_made(count, seed, split, config) for count, split in zip(counts, splits, strict=True)]
     except (ValueError, TypeError) as error:
         raise UserError(f"scenes: {error}") from None
 
@@ -217,8 +222,6 @@ def _task_data(
     **columns: Any,
 ) -> TaskData:
     """Rows of all parts; ``scene`` is each row's scene within its part."""
-    if not (pixels or regions):
-        raise UserError(f"source '{name}' needs pixels=true or regions=true, got neither")
     starts = np.cumsum([0, *map(len, parts)])[:-1]
     image_of = np.concatenate([rows + start for rows, start in zip(scene, starts, strict=True)]).astype(np.int64)
     return TaskData(

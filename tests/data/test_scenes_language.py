@@ -7,7 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from polyfuse.data.scenes import SceneConfig, Scenes, make_scenes, scene_vocabulary, text_only_ceiling
+from polyfuse.data.scenes import (
+    SceneConfig,
+    Scenes,
+    combinations_held_out,
+    make_scenes,
+    scene_vocabulary,
+    text_only_ceiling,
+)
 from polyfuse.data.scenes_config import COLOURS, MATERIALS, SHAPES, SIZES
 from polyfuse.data.scenes_questions import KINDS, Questions
 
@@ -243,3 +250,16 @@ def test_misuse_of_questions_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="nothing in them differs"):
         make_scenes(5, config=same).questions()
+
+
+def test_training_never_asks_for_what_it_never_shows() -> None:
+    """Of a held-out combination the answer in training would always be no; novel scenes ask, with both answers."""
+    config = SceneConfig(held_out=0.3)
+    pairs = combinations_held_out(config)
+
+    def answers(split: str) -> set[str]:
+        asked = make_scenes(300, split=split, config=config).questions(kinds=("exist", "count"), per_scene=2)
+        return {a for t, a in zip(asked.text, asked.answer, strict=True) if any(f"{c} {s}" in t for c, s in pairs)}
+
+    assert answers("train") == set()
+    assert {"yes", "no", "0", "1"} <= answers("novel")

@@ -45,6 +45,7 @@ def test_soft_targets_are_the_scores_of_the_answers() -> None:
         ("dont", "don't"),
         ("couldntve", "couldntve"),  # two apostrophes away
         ("couldnt've", "couldn't've"),
+        ("youd've", "you'd've"),
         ("oclock", "o'clock"),
         ("lets", "lets"),
         ("well", "well"),

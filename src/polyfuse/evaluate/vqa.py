@@ -27,7 +27,7 @@ oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
 someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
 they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's
 where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
-y'all y'all'll y'all'd've you'd you'll you're you've
+y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """.split()
 _MENDED = {
     word[:place] + word[place + 1 :]: word for word in _CONTRACTIONS for place in range(len(word)) if word[place] == "'"

@@ -77,6 +77,7 @@ class Exam:
         beams: Captions by beam search of so many; 1 = greedy.
         length: Most tokens of a caption; None = ``max_length``.
         shift: Of values: (mean, deviation) that the model's unit stands for.
+        collate: Of the data, where there is one; None makes it.
     """
 
     model: TaskModel
@@ -97,15 +98,16 @@ class Exam:
     def batches(self, rows: np.ndarray, without: str | None = None) -> Iterator[TaskBatch]:
         """The rows in order, what is withheld being absent."""
         collate = self.collate or Collator(self.data, self.words, max_length=self.max_length)
+        device = next(self.model.parameters()).device
         for start in range(0, len(rows), self.batch_size):
-            batch = collate(rows[start : start + self.batch_size])
+            batch = collate(rows[start : start + self.batch_size]).to(device)
             for modality in {self.hide, without} - {None}:
                 batch = batch.without(str(modality))
             yield batch
 
     def run(self, rows: np.ndarray, read: Callable[[TaskBatch], Tensor], without: str | None = None) -> Tensor:
         """What ``read`` gives for the rows, put together."""
-        return torch.cat([read(batch).float() for batch in self.batches(rows, without)])
+        return torch.cat([read(batch).float().cpu() for batch in self.batches(rows, without)])
 
     def alone_as(self) -> dict[str, str]:
         """``{name of a figure: the modality taken away for it}``."""
@@ -123,7 +125,14 @@ class Exam:
 
 
 def judge(
-    model: TaskModel, data: TaskData, words: WordTokenizer, *, task: str, part: str | int = "test", **options: Any
+    model: TaskModel,
+    data: TaskData,
+    words: WordTokenizer,
+    *,
+    task: str,
+    part: str | int = "test",
+    rows: np.ndarray | None = None,
+    **options: Any,
 ) -> Judgement:
     """Judge a model on a part of the rows.
 
@@ -133,6 +142,7 @@ def judge(
         words: The tokenizer of the model.
         task: Entry of ``JUDGES``.
         part: Name or number of the part.
+        rows: Numbers of some of its rows; None = all.
         **options: Of ``Exam``.
 
     Raises:
@@ -140,7 +150,7 @@ def judge(
         ValueError: If the part is empty, the head is not attached, or the data lacks what the task is about.
     """
     run: Callable[[Exam], Judgement] = JUDGES[task]
-    rows = data.rows(part)
+    rows = data.rows(part) if rows is None else rows
     if not len(rows):
         raise ValueError(f"{data.name} has no rows in part {part!r}")
     names = {number: name for name, number in PARTS.items()} | dict(enumerate(data.extra_parts, start=3))

@@ -104,7 +104,11 @@ def _pairs(facts: Facts, signature: Signature) -> np.ndarray:
 def _same(attribute: int, signature: Signature) -> Form:
     def solve(facts: Facts) -> Solved:
         answer = np.where(facts.match((attribute,)), 0, 1)
-        return np.where(_pairs(facts, signature), answer, -1).reshape(len(answer), -1).astype(np.int8), _EVEN
+        pairs = _pairs(facts, signature)
+        if attribute in (COLOUR, SHAPE):
+            # Repeats come from one object: two of a shape are likelier to be of a colour, and the words would tell.
+            pairs = pairs & ~facts.match((signature[-1],))
+        return np.where(pairs, answer, -1).reshape(len(answer), -1).astype(np.int8), _EVEN
 
     def say(facts: Facts, scene: int, slot: int) -> str:
         first, second = (facts.describe(scene, k, signature) for k in divmod(slot, facts.values.shape[1]))

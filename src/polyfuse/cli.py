@@ -134,6 +134,24 @@ def train(
 
 
 @app.command()
+def pretrain(
+    source: Annotated[Path, typer.Argument(help="A config (.yaml), or with --resume a run folder.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default runs/NAME-N. Never overwritten.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="SOURCE is an interrupted run: carry on to the same result.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Pre-train a model of pictures and texts on mixed objectives; held-out curves, and a folder to fine-tune from."""
+    from polyfuse.run.pretrain import pretrain_run
+
+    result = pretrain_run(source, overrides=overrides or [], out=out, resume=resume, say=say)
+    if result is not None:  # None on every rank but the first
+        emit(result.to_dict(), as_json, result.text)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     table: Annotated[Path | None, typer.Option(help="Another labelled table; default the run's own test rows.")] = None,
@@ -248,11 +266,10 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Run a study, or what is not done of it yet: many arms on many data sets, one file of records, one page."""
-    from polyfuse.studies.bench import run_study
-    from polyfuse.studies.registry import study_named
+    from polyfuse.studies.registry import run_named
 
-    result = run_study(
-        study_named(name),
+    result = run_named(
+        name,
         scale=scale,
         out=out,
         only=_names(only),

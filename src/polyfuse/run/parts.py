@@ -32,9 +32,9 @@ def list_parts(kind: str) -> dict[str, str]:
 
         return {name: _sized(part) for name, part in MODELS.items()}
     if kind == "studies":
-        from polyfuse.studies.registry import STUDIES
+        from polyfuse.studies.registry import every_study
 
-        return {name: study.title for name, study in STUDIES.items()}
+        return {name: study.title for name, study in every_study().items()}
     from polyfuse.data.packages import FETCHABLE
 
     if kind == "datasets":

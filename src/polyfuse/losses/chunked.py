@@ -27,7 +27,6 @@ class Ring:
     """Processes in a circle, of which this one passes tensors on to the next. Here: one process, nobody to pass to."""
 
     size = 1
-    rank = 0
 
     def pass_on(self, parts: list[Tensor]) -> list[Tensor]:
         """What the process before passes on, in exchange for ``parts``."""
@@ -43,7 +42,7 @@ class Plan:
     """What a streamed loss needs beside its four tensors.
 
     Attributes:
-        ids: ``(n,)`` int64 of this process's rows; None = all differ.
+        ids: ``(n,)`` int64 of this process's rows; None = all differ (one process alone: numbers must go round a ring).
         here: ``(n,)`` bool; None = all present.
         counts: ``(n,)``, rows of all processes that say the same as each; None = 1.
         present: Rows present in all processes, a scalar, at least 1.
@@ -77,30 +76,26 @@ class _Tile:
     together: Tensor
 
 
-def _tiles(
-    first: Tensor, visitor: list[Tensor | None], origin: int, scale: Tensor, bias: Tensor, plan: Plan
-) -> Iterator[_Tile]:
-    """All tiles of this process's rows against a visitor ``[values, ids, here]`` that started at process ``origin``."""
+def _tiles(first: Tensor, visitor: list[Tensor | None], scale: Tensor, bias: Tensor, plan: Plan) -> Iterator[_Tile]:
+    """All tiles of this process's rows against a visitor ``[values, ids, here]``."""
     second, ids, here = visitor
     assert second is not None  # noqa: S101 - the values always travel
     count, step = len(first), plan.chunk
     for top in range(0, count, step):
         rows = slice(top, min(top + step, count))
-        x, ids_x, here_x = _block(first, plan.ids, plan.here, rows, plan.ring.rank * count)
+        x, ids_x, here_x = _block(first, plan.ids, plan.here, rows)
         for left in range(0, count, step):
             columns = slice(left, min(left + step, count))
-            y, ids_y, here_y = _block(second, ids, here, columns, origin * count)
+            y, ids_y, here_y = _block(second, ids, here, columns)
             both = here_x[:, None] & here_y[None, :]
             cosines = x @ y.t()
             together = (ids_x[:, None] == ids_y[None, :]) & both
             yield _Tile(rows, columns, x, y, cosines, scale * cosines + bias, both, together)
 
 
-def _block(
-    values: Tensor, ids: Tensor | None, here: Tensor | None, part: slice, offset: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _block(values: Tensor, ids: Tensor | None, here: Tensor | None, part: slice) -> tuple[Tensor, Tensor, Tensor]:
     x = at_least_float32(values[part])
-    numbers = torch.arange(offset + part.start, offset + part.stop, device=x.device) if ids is None else ids[part]
+    numbers = torch.arange(part.start, part.stop, device=x.device) if ids is None else ids[part]
     if here is None:
         return x, numbers, torch.ones(len(x), dtype=torch.bool, device=x.device)
     there = here[part].bool()
@@ -133,7 +128,7 @@ class Streamed(torch.autograd.Function):
         visitor: list[Tensor | None] = [second, plan.ids, plan.here]
         with full_precision(first):
             for step in range(ring.size):
-                for tile in _tiles(first, visitor, (ring.rank - step) % ring.size, scale, bias, plan):
+                for tile in _tiles(first, visitor, scale, bias, plan):
                     if row_sum is None or column_sum is None:
                         signed = torch.where(tile.together, tile.logits, -tile.logits)
                         total -= F.logsigmoid(signed).masked_fill(~tile.both, 0.0).sum()
@@ -165,7 +160,7 @@ class Streamed(torch.autograd.Function):
         visitor: list[Tensor | None] = [second, plan.ids, plan.here, column_sum]
         with full_precision(first):
             for step in range(ring.size):
-                for tile in _tiles(first, visitor[:3], (ring.rank - step) % ring.size, scale, bias, plan):
+                for tile in _tiles(first, visitor[:3], scale, bias, plan):
                     slope = _slope(tile, row_sum, visitor[3], plan).mul_(weight)
                     to_first[tile.rows].addmm_(slope, tile.y)
                     assert to_second is not None  # noqa: S101 - it travels in every step

@@ -31,9 +31,9 @@ class ProcessRing(Ring):
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
-        self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        self.size, rank = dist.get_world_size(group), dist.get_rank(group)
         ranks = dist.get_process_group_ranks(group if group is not None else dist.group.WORLD)
-        self.next, self.before = ranks[(self.rank + 1) % self.size], ranks[(self.rank - 1) % self.size]
+        self.next, self.before = ranks[(rank + 1) % self.size], ranks[(rank - 1) % self.size]
 
     def pass_on(self, parts: list[Tensor]) -> list[Tensor]:
         """What the process before passes on, in exchange for ``parts``."""
@@ -121,7 +121,8 @@ def _rows(first: Tensor, second: Tensor, ids: Tensor | None, present: Tensor | N
     missing = most - count
     here = F.pad(here, (0, missing))
     if ids is None:
-        ids = torch.arange(ring.rank * most, (ring.rank + 1) * most, device=first.device)
+        start = dist.get_rank(group) * most if ring.size > 1 else 0
+        ids = torch.arange(start, start + most, device=first.device)
     else:
         ids = F.pad(ids.long(), (0, missing))
     if missing:

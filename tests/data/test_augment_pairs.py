@@ -155,7 +155,9 @@ def test_texts_with_sides_are_not_mirrored() -> None:
     assert torch.equal(changed, flip_images(images, ~sides))
     share = ImageAugmentation(crop=None, flip=0.3, colour=(0.0, 0.0, 0.0), erase=0.0)
     many = torch.arange(2.0).expand(3001, 3, 1, 2)
-    assert share(many, keys(3001), seed=0)[0][:, 0, 0, 0].mean() == pytest.approx(0.3, abs=0.03)
+    first, second = (share(many, keys(3001), seed=0, epoch=epoch)[0][:, 0, 0, 0] for epoch in (0, 1))
+    assert first.mean() == pytest.approx(0.3, abs=0.03)
+    assert (first * second).mean() == pytest.approx(0.09, abs=0.02)  # another epoch mirrors other rows
 
 
 def test_colours() -> None:

@@ -38,6 +38,8 @@ def test_two_words_by_hand() -> None:
     want = [-math.log(p_a), -math.log(1 / 6 + 2 / 3 * 0.176), -math.log(p_end)]
     assert model.token_nll("A b.") == pytest.approx(want)
     assert model.nll("a b") == pytest.approx(sum(want) / 3)
+    # Of three words: what begins a text is counted plainly (twice), for no word stands before the beginning.
+    assert NGramModel(3).fit(["a b", "a c"]).probability("a", [BEGIN]) == pytest.approx(p_a)
 
 
 def test_an_often_repeated_pair_does_not_make_its_word_likely_elsewhere() -> None:

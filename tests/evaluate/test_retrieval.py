@@ -79,6 +79,7 @@ def test_ties_stand_before_the_right_one() -> None:
 def test_nan_never_helps() -> None:
     scores = torch.tensor([[math.nan, 0.1, 0.2], [0.5, math.nan, 0.1], [math.nan] * 3, [0.3, 0.1, -math.inf]])
     assert ranks_of_scores(scores, torch.tensor([0, 0, 0, 2]), torch.arange(3)).tolist() == [3, 2, 3, 3]
+    assert ranks_of_scores(scores[:1], torch.tensor([0]), torch.tensor([0, 1, 0])).tolist() == [1]  # nor spoils another
 
 
 def test_absent_rows_are_nowhere_whatever_they_hold() -> None:

@@ -50,6 +50,7 @@ def test_the_formula_with_gradients() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(7, 5, dtype=torch.float64)
     layer = LoRALinear(copy.deepcopy(linear), rank=R, alpha=3.0)
+    assert {name for name, p in layer.named_parameters() if p.requires_grad} == {"lora_down", "lora_up"}
     layer.lora_up.data.normal_()
     x = torch.randn(B, 7, dtype=torch.float64, requires_grad=True)
     down, up = (p.detach().clone().requires_grad_() for p in (layer.lora_down, layer.lora_up))

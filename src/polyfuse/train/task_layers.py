@@ -1,4 +1,4 @@
-"""The layers of a task model: which there are, how deep each parameter lies, and layers that compute again."""
+"""The layers of a task model: which there are, what rate each learns at, and layers that compute again."""
 
 import contextlib
 import functools
@@ -10,9 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from polyfuse.tasks.model import TaskModel
+from polyfuse.train.freeze import parameter_depths
 from polyfuse.train.schedule import parameter_groups
-
-_STAGES = (".towers.", ".after.")  # of ``MultimodalTransformer``: before and after the layers of its strategy
 
 
 def layers_of(model: TaskModel) -> dict[str, nn.Module]:
@@ -33,47 +32,10 @@ def layers_of(model: TaskModel) -> dict[str, nn.Module]:
     return found
 
 
-def depths(model: TaskModel) -> dict[str, int]:
-    """How many layers lie between each parameter and the heads: 0 for heads, the most for embeddings and the stem.
-
-    Lists of layers side by side (two streams, their connections) end at the same height; towers lie below what fuses
-    them.
-
-    Example:
-        >>> model = TaskModel(vocab_size=11, dim=8, backbone="uniter", backbone_options={"num_layers": 2})
-        >>> found = depths(model.attach("value"))
-        >>> [found[name] for name in ("stem.hidden", "heads.value.norm.bias", "backbone.model.layers.1.mlp.up.bias")]
-        [3, 0, 1]
-    """
-    lists: dict[str, list[str]] = {}
-    for path in layers_of(model):
-        lists.setdefault(path.rpartition(".")[0], []).append(path)
-    stages: list[dict[str, list[str]]] = [{}, {}, {}]  # from the top
-    for path, layers in lists.items():
-        stages[2 if _STAGES[0] in path else 0 if _STAGES[1] in path else 1][path] = layers
-    layer_depth: dict[str, int] = {}
-    above = 0
-    for stage in stages:
-        for layers in stage.values():
-            layer_depth |= {layer: above + len(layers) - i for i, layer in enumerate(layers)}
-        above += max(map(len, stage.values()), default=0)
-    return {name: _depth(name, layer_depth, above + 1) for name, _ in model.named_parameters()}
-
-
-def _depth(name: str, layers: dict[str, int], bottom: int) -> int:
-    for layer, depth in layers.items():
-        if name.startswith(f"{layer}."):
-            return depth
-    if name.startswith("heads."):
-        return 0
-    above = "pooler" in name or ".strategy." in name  # norms and poolers after the last layer
-    return 1 if name.startswith("backbone.") and above else bottom
-
-
 def task_groups(model: TaskModel, weight_decay: float, layer_decay: float, *, frozen: bool) -> list[dict[str, Any]]:
     """Parameter groups with the share of the learning rate that each takes, as ``lr_share``.
 
-    Source: layer-wise decay as in ELECTRA and BEiT: ``layer_decay ** depth``.
+    Source: layer-wise decay as in ELECTRA and BEiT: ``layer_decay ** depth`` (``parameter_depths``).
 
     Args:
         model: Heads attached.
@@ -89,7 +51,7 @@ def task_groups(model: TaskModel, weight_decay: float, layer_decay: float, *, fr
         parameter.requires_grad_(False)
     if layer_decay == 1.0:
         return [{**group, "lr_share": 1.0} for group in groups]
-    by_name, names = depths(model), {parameter: name for name, parameter in model.named_parameters()}
+    by_name, names = parameter_depths(model), {parameter: name for name, parameter in model.named_parameters()}
     split: list[dict[str, Any]] = []
     for group in groups:
         parts: dict[int, list[nn.Parameter]] = {}

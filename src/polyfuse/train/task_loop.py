@@ -39,7 +39,7 @@ from polyfuse.train.checkpoint import (
 from polyfuse.train.devices import PlainDevice, freeze_modes
 from polyfuse.train.loop import _Interrupt
 from polyfuse.train.progress import Bar
-from polyfuse.train.schedule import evaluation_steps, learning_rate
+from polyfuse.train.schedule import evaluation_steps, learning_rate, set_learning_rate
 from polyfuse.train.task_layers import checkpointed, task_groups
 from polyfuse.train.task_stream import TaskStream
 
@@ -310,8 +310,8 @@ class _Loop:
         else:
             torch.manual_seed(seed)
         rate = learning_rate(number, settings.steps, settings.lr, settings.warmup)
+        set_learning_rate(self.optimizer, rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_share"]
             for parameter in group["params"]:
                 parameter.grad = None
         batches: dict[tuple[int, int, int], TaskBatch] = {}

@@ -152,6 +152,23 @@ def pretrain(
 
 
 @app.command()
+def finetune(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A run folder of polyfuse pretrain or finetune, or none for a new model.")
+    ],
+    config: Annotated[Path, typer.Argument(help="A config (.yaml).")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default runs/NAME-N. Never overwritten.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune on a task: VQA, captions, retrieval, grounding, classes, values; figures beside what they must beat."""
+    from polyfuse.run.finetune import finetune_run
+
+    result = finetune_run(checkpoint, config, overrides=overrides or [], out=out, say=say)
+    emit(result.to_dict(), as_json, result.text)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     table: Annotated[Path | None, typer.Option(help="Another labelled table; default the run's own test rows.")] = None,

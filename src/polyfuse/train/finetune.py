@@ -133,7 +133,7 @@ def fine_tune(
     options: FineTune,
     *,
     answers: tuple[str, ...] | None = None,
-    augment: Augment | None = None,
+    augment: Callable[[Collator], Augment] | None = None,
     adapt: Callable[[TaskModel], Any] | None = None,
     parts: tuple[str, ...] | None = None,
     run_dir: Path | None = None,
@@ -150,7 +150,7 @@ def fine_tune(
         words: The model's tokenizer.
         options: What is done.
         answers: Those that the model's answer head knows, if it has one.
-        augment: Changes a training batch, given the step.
+        augment: Given the collator of the rows, what changes a training batch (``TaskAugmentation``).
         adapt: Called with the model after freezing, to put in low-rank adapters.
         parts: Judged at the end; None = test, and the further test parts, that have rows.
         run_dir: As in ``fit_tasks``.
@@ -164,7 +164,7 @@ def fine_tune(
         UserError: If the rows do not hold what the task needs, or options do not go together.
     """
     aim: Aim = TASKS[options.task]
-    _check(aim, data, options, augment)
+    _check(aim, data, options, augment is not None)
     kept = () if aim.head != "answer" else answer_vocabulary(data, most=options.answers)
     objective = _objective(model, aim, options, kept, answers, say)
     freeze_parameters(model, options.freeze, say=say) if options.freeze else None
@@ -190,7 +190,7 @@ def fine_tune(
             best_by=options.best_by or aim.best_by,
             best_is="lowest" if (options.best_by or aim.best_by) in _LOW else aim.best_is,
             before_step=None if gradual is None else _thaw(gradual),
-            augment=_augment(options, augment),
+            augment=_augment(options, None if augment is None else augment(collate)),
             run_dir=run_dir,
             resume=resume,
             fabric=fabric,
@@ -208,7 +208,7 @@ def fine_tune(
 _LOW = ("loss", "mae", "rmse")
 
 
-def _check(aim: Aim, data: TaskData, options: FineTune, augment: Augment | None) -> None:
+def _check(aim: Aim, data: TaskData, options: FineTune, augmented: bool) -> None:
     if all(getattr(data, name) is None for name in aim.needs):
         raise UserError(f"task '{options.task}' needs rows with {' or '.join(aim.needs)}; '{data.name}' has none")
     if options.task in ("captioning", "retrieval") and not any(data.texts):
@@ -220,7 +220,7 @@ def _check(aim: Aim, data: TaskData, options: FineTune, augment: Augment | None)
             raise UserError(f"a modality must be one of {', '.join(MODALITIES)}, got '{name}'")
     if (options.hide or options.drop) and aim.head not in ("answer", "value"):
         raise UserError(f"task '{options.task}' needs both picture and text: leave out hide and drop")
-    if options.cache and (augment is not None or options.unfreeze):
+    if options.cache and (augmented or options.unfreeze):
         raise UserError("cached features are those of fixed rows and fixed parts: leave out augment and unfreeze")
     if options.objective is not None and options.objective not in aim.objectives:
         known = ", ".join(aim.objectives)

@@ -1,0 +1,312 @@
+"""`polyfuse finetune`: a checkpoint and a config in, a run folder with a model, its figures and what it said out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyfuse.config import to_yaml
+from polyfuse.data.augment_pairs import ImageAugmentation
+from polyfuse.errors import UserError
+from polyfuse.files import check_new, new_folder, write_json, write_text
+from polyfuse.finetune_config import FinetuneConfig, load_finetune_config
+from polyfuse.layers.lora import add_lora, lora_layers, merge_lora
+from polyfuse.report.context import versions
+from polyfuse.report.records import plain
+from polyfuse.run.folder import CONFIG, VERSIONS, emptied_on_mistake
+from polyfuse.run.source import Say, quiet
+from polyfuse.run.task_folder import ANSWERS, MODEL, TASK, WORDS, read_task_run
+from polyfuse.tasks.batch import TRAIN, TaskData
+from polyfuse.tasks.judge import Judgement
+from polyfuse.tasks.model import TaskModel
+from polyfuse.tasks.sources import load_source, source_arguments
+from polyfuse.tasks.words import WordTokenizer
+from polyfuse.train.finetune import FineTune, FineTuned, fine_tune, labelled_rows
+from polyfuse.train.freeze import trainable_count
+from polyfuse.train.task_augment import TaskAugmentation
+from polyfuse.train.task_loop import LoopSettings
+
+METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
+SCRATCH = "none"
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What a fine-tuning run came to.
+
+    Attributes:
+        folder: The run folder.
+        config: Its settings.
+        rows: Training rows.
+        result: Curves, answers and judgements.
+    """
+
+    folder: Path
+    config: FinetuneConfig
+    rows: int
+    result: FineTuned
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        fit = self.result.fit
+        return plain(
+            {
+                "run": str(self.folder),
+                "task": self.config.task,
+                "source": self.config.data.source,
+                "checkpoint": self.config.checkpoint,
+                "training_rows": self.rows,
+                "steps": fit.steps,
+                "best_step": fit.best_step,
+                "best": fit.best_metric,
+                "stopped_early": fit.stopped_early,
+                "seconds": round(fit.seconds, 1),
+                "parts": {part: found.to_dict() for part, found in self.result.judgements.items()},
+            }
+        )
+
+    def text(self) -> str:
+        """Figures by part, the first part by kind, and the curve of the validation."""
+        fit, judged = self.result.fit, self.result.judgements
+        ended = f"best after {fit.best_step}{', stopped early' if fit.stopped_early else ''}"
+        head = f"{self.config.task} on {self.config.data.source}, {self.rows:,} rows"
+        lines = [
+            f"{head}: {fit.steps} steps in {fit.seconds:.0f} s, {ended}",
+            "",
+            *curve_table(fit.history),
+            "",
+            *figure_table(judged),
+        ]
+        for part, found in judged.items():
+            if len(found.by_kind) > 1:
+                lines += ["", f"by kind ({part})", *kind_table(found)]
+        return "\n".join([*lines, "", f"run: {self.folder}"])
+
+
+def finetune_run(
+    checkpoint: str,
+    config: Path,
+    *,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    say: Say = quiet,
+    progress: bool = True,
+) -> Finetuned:
+    """Fine-tune, judge, write.
+
+    Args:
+        checkpoint: A run folder of `polyfuse pretrain` or `polyfuse finetune`, or "none" for a new model.
+        config: YAML.
+        overrides: ``key=value`` settings.
+        out: The run folder; None = ``runs/NAME-N``, after the config's name.
+        say: Told what happens, line by line.
+        progress: Show the progress bar on stderr.
+
+    Raises:
+        UserError: For a mistake in what was given.
+    """
+    check_new(out)
+    settings = load_finetune_config(config, [*overrides, f"checkpoint={checkpoint}"])
+    folder = new_folder(config.stem, out)
+    with emptied_on_mistake(folder):
+        write_text(folder / CONFIG, to_yaml(settings))
+        write_json(folder / VERSIONS, versions())
+        say(f"run folder: {folder}")
+        model, words, known, data = build(settings, say)
+        words.write(folder / WORDS)
+        result = fine_tune(
+            model,
+            data,
+            words,
+            options_of(settings),
+            answers=known,
+            augment=_augmentation(settings),
+            adapt=None if settings.lora is None else lambda model: _adapt(model, settings, say),
+            run_dir=folder,
+            resume=True,  # a fresh folder has nothing to resume from
+            progress=progress,
+            say=say,
+        )
+    write(folder, model, settings, result)
+    return Finetuned(folder, settings, len(labelled_rows(data, settings.data.labels, settings.train.seed)), result)
+
+
+def build(
+    config: FinetuneConfig, say: Say = quiet
+) -> tuple[TaskModel, WordTokenizer, tuple[str, ...] | None, TaskData]:
+    """Model, words, the answers that its head knows (None = no head), and rows that fit it.
+
+    Raises:
+        UserError: If the checkpoint is none, or does not fit the rows.
+    """
+    start = None if config.checkpoint == SCRATCH else read_task_run(Path(config.checkpoint))
+    args = dict(config.data.args)
+    side = None if start is None or "region_dim" not in start.model.config else start.model.config["side"]
+    if side is not None and "side" in source_arguments(config.data.source):
+        args.setdefault("side", side)
+    data = load_source(config.data.source, **args)
+    counts = ", ".join(f"{len(data.rows(part))} {part}" for part in ("train", "validation", "test", *data.extra_parts))
+    say(f"{data.name}: {counts} rows")
+    for note in data.notes:
+        say(f"  {note}")
+    if start is None:
+        return *_new(config, data, say), None, data
+    _check_fit(start.model, data, config.checkpoint)
+    say(f"checkpoint {config.checkpoint}: heads {', '.join(start.model.heads) or 'none'}")
+    return start.model, start.words, start.answers if "answer" in start.model.heads else None, data
+
+
+def _new(config: FinetuneConfig, data: TaskData, say: Say) -> tuple[TaskModel, WordTokenizer]:
+    words = WordTokenizer.train([data.texts[row] for row in data.rows(TRAIN)], config.words.vocab_size)
+    shape = config.model
+    inputs: dict[str, Any] = {"region_dim": None}
+    if shape.inputs == "regions":
+        if data.regions is None:
+            raise UserError(f"model.inputs is regions, '{data.name}' has none; scenes have: data.args.regions=true")
+        inputs["region_dim"] = data.regions.features.shape[2]
+    elif data.images is None:
+        raise UserError(f"model.inputs is pixels, '{data.name}' has none; set model.inputs=regions")
+    else:
+        inputs["side"] = data.images.shape[1]
+    sizes = shape.model_dump(exclude={"inputs"})
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.train.seed)
+            model = TaskModel(vocab_size=len(words), **sizes, **inputs)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"the model cannot be built: {error.args[0]}") from None
+    say(f"new model: {trainable_count(model):,} parameters, {len(words)} word pieces")
+    return model, words
+
+
+def _check_fit(model: TaskModel, data: TaskData, name: str) -> None:
+    width = model.config.get("region_dim")
+    if width is not None:
+        have = None if data.regions is None else data.regions.features.shape[2]
+        if have != width:
+            raise UserError(f"checkpoint '{name}' reads regions of width {width}, '{data.name}' has {have}")
+        return
+    side = None if data.images is None else data.images.shape[1]
+    if side != model.config["side"]:
+        raise UserError(
+            f"checkpoint '{name}' reads pictures of {model.config['side']} pixels, '{data.name}' has {side}; set "
+            f"data.args.side={model.config['side']}"
+        )
+
+
+def options_of(config: FinetuneConfig) -> FineTune:
+    """The plain options of the loop's caller."""
+    train = config.train.model_dump(exclude={"best_by", "validation_rows", "device"})
+    return FineTune(
+        task=config.task,
+        loop=LoopSettings(**train),
+        labels=config.data.labels,
+        freeze=config.freeze,
+        unfreeze=config.unfreeze,
+        hide=config.hide,
+        drop={str(name): share for name, share in config.drop.items()},
+        cache=config.cache,
+        objective=config.objective,
+        head=config.head,
+        new_head=config.new_head,
+        best_by=config.train.best_by,
+        answers=config.answers,
+        validation_rows=config.train.validation_rows,
+        beams=config.beams,
+    )
+
+
+def _augmentation(config: FinetuneConfig) -> TaskAugmentation | None:
+    chosen = config.augment
+    if not chosen.active():
+        return None
+    pictures = chosen.crop is not None or any((chosen.flip, chosen.colour, chosen.erase))
+    images = ImageAugmentation(chosen.crop, chosen.flip, (chosen.colour,) * 3, chosen.erase) if pictures else None
+    return TaskAugmentation(images, chosen.words, chosen.noise, config.train.seed)
+
+
+def _adapt(model: TaskModel, config: FinetuneConfig, say: Say) -> None:
+    assert config.lora is not None  # noqa: S101 - called only then
+    options = config.lora
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        names = add_lora(
+            model, options.layers, rank=options.rank, alpha=options.alpha, dropout=options.dropout, train=("heads",)
+        )
+    say(f"adapters of rank {options.rank} on {len(names)} layers; {trainable_count(model):,} parameters train")
+
+
+def write(folder: Path, model: TaskModel, config: FinetuneConfig, result: FineTuned) -> None:
+    """Model, answers, figures and predictions; ``task.json`` last, it says that the run is finished."""
+    if lora_layers(model):
+        merge_lora(model)
+    model.save_pretrained(folder / MODEL)
+    if result.answers:
+        write_json(folder / ANSWERS, list(result.answers))
+    write_json(folder / METRICS, plain({part: found.to_dict() for part, found in result.judgements.items()}))
+    write_predictions(folder / PREDICTIONS, result.judgements)
+    facts = {"task": config.task, "source": config.data.source, "hide": config.hide, "shift": list(result.shift)}
+    write_json(folder / TASK, facts)
+
+
+def write_predictions(path: Path, judged: dict[str, Judgement]) -> None:
+    """What was said about every row of every part, with the part's name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for part, found in judged.items():
+        count = len(next(iter(found.predictions.values()), []))
+        tables.append(pa.table({"part": [part] * count, **found.predictions}))
+    if tables:
+        pq.write_table(pa.concat_tables(tables, promote_options="permissive"), path)
+
+
+def figure_table(judged: dict[str, Judgement]) -> list[str]:
+    """A line per figure, a column per part."""
+    names = list(dict.fromkeys(name for found in judged.values() for name in found.figures))
+    head = ["", *judged]
+    body = [[_title(n), *(number(found.figures.get(n)) for found in judged.values())] for n in names]
+    return aligned([head, *body])
+
+
+def kind_table(found: Judgement) -> list[str]:
+    """A line per kind of row."""
+    columns = [name for name in found.by_kind[0] if name != "kind"]
+    body = [[str(line["kind"]), *(number(line[name]) for name in columns)] for line in found.by_kind]
+    return aligned([["kind", *map(_title, columns)], *body])
+
+
+def curve_table(history: Sequence[dict[str, Any]]) -> list[str]:
+    """The steps at which the validation was judged: where training falls on and validation rises, it over-fits."""
+    names = list(dict.fromkeys(name for record in history for name in record["validation"]))
+    head = ["step", "training loss", *(f"validation {_title(name)}" for name in names)]
+    body = [
+        [str(r["step"]), number(r["train_loss"]), *(number(r["validation"].get(name)) for name in names)]
+        for r in history
+    ]
+    return aligned([head, *body])
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def number(value: Any) -> str:
+    """A figure, short."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in rows
+    ]

@@ -63,7 +63,7 @@ def attention_over_image(
     across = min(columns, len(words))
     down = math.ceil(len(words) / across)
     with drawing():
-        figure = _figure(1.9 * across + 1.0, 2.3 * down + 0.5, title)
+        figure = _figure(max(1.9 * across + 1.0, 3.8), 2.3 * down + 0.5, title)
         panels = figure.subplots(down, across, squeeze=False).ravel()
         shades = None
         for panel in panels:

@@ -168,6 +168,72 @@ def finetune(
     emit(result.to_dict(), as_json, result.text)
 
 
+RunFolder = Annotated[
+    Path | None, typer.Option("--run", help="A run of polyfuse finetune; default the newest one that can do this.")
+]
+Table = Annotated[
+    Path | None, typer.Option(help="Many at once: a .csv, .parquet or .jsonl with a column image, and one of the text.")
+]
+
+
+@app.command()
+def ask(
+    what: Annotated[
+        list[str] | None, typer.Argument(help='Pictures, then the "question".', metavar="IMAGE... TEXT")
+    ] = None,
+    run: RunFolder = None,
+    table: Table = None,
+    top: Annotated[int, typer.Option(min=1, help="Answers shown.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Ask a question about pictures: the likeliest answers with their probabilities, or a number."""
+    from polyfuse.run.ask import ask as answer
+    from polyfuse.run.ask import items_of
+
+    result = answer(items_of(what or [], table, "question|text"), run=run, top=top, say=say)
+    emit(result.to_dict(), as_json, result.text)
+    raise typer.Exit(0 if result.rows else 1)
+
+
+@app.command()
+def caption(
+    images: Annotated[list[str] | None, typer.Argument(help="Pictures.", metavar="IMAGE...")] = None,
+    run: RunFolder = None,
+    table: Table = None,
+    beams: Annotated[int, typer.Option(min=1, help="Of beam search; 1: greedy.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Describe pictures in a sentence each."""
+    from polyfuse.run.ask import caption as describe
+    from polyfuse.run.ask import items_of
+
+    names = [item.image for item in items_of(images or [], table, None)]
+    result = describe(names, run=run, beams=beams, say=say)
+    emit(result.to_dict(), as_json, result.text)
+    raise typer.Exit(0 if result.rows else 1)
+
+
+@app.command()
+def ground(
+    what: Annotated[
+        list[str] | None, typer.Argument(help='Pictures, then the "phrase".', metavar="IMAGE... TEXT")
+    ] = None,
+    run: RunFolder = None,
+    table: Table = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Draw the box: a .png, or a folder for several pictures. Never overwritten.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Point at what a phrase means in pictures."""
+    from polyfuse.run.ask import ground as point
+    from polyfuse.run.ask import items_of
+
+    result = point(items_of(what or [], table, "phrase|text"), run=run, out=out, say=say)
+    emit(result.to_dict(), as_json, result.text)
+    raise typer.Exit(0 if result.rows else 1)
+
+
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],

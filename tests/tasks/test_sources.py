@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyfuse.data.scenes import SceneConfig, combinations_held_out
+from polyfuse.data.scenes import SceneConfig, combinations_held_out, make_scenes
 from polyfuse.datasets.easy_vqa import read_easy_vqa
 from polyfuse.errors import UserError
 from polyfuse.tasks.sources import SOURCES, load_source, source_arguments
@@ -18,7 +18,7 @@ from polyfuse.tasks.sources_pairs import asked_of
 SCENES = {"train": 7, "validation": 3, "test": 5, "side": 32}
 
 
-@pytest.mark.parametrize("name", ["scene_captions", "scene_questions", "scene_phrases"])
+@pytest.mark.parametrize("name", ["scene_captions", "scene_questions", "scene_phrases", "scene_statements"])
 def test_scenes_have_their_parts_and_every_row_its_own_picture(name: str) -> None:
     data = load_source(name, **SCENES, novel=2, per_scene=2)
     assert data.images is not None
@@ -63,6 +63,35 @@ def test_ids_join_scenes_of_the_same_objects_and_references_belong_to_the_scene(
         assert len({things[row] for row in np.flatnonzero(data.ids == one)}) == 1
     assert data.references is not None
     assert all(len(known) >= 2 for known in data.references)
+
+
+def test_a_false_statement_differs_in_one_thing_that_is_not_so() -> None:
+    data = load_source("scene_statements", **{**SCENES, "train": 211}, per_scene=2)
+    scenes = make_scenes(211, config=SceneConfig(side=32))
+    assert data.answers is not None
+    assert data.kinds is not None
+    assert set(data.kinds) == {"true", "relation", "colour", "shape", "size", "material"}
+    rows = data.rows("train")
+    assert 0.4 < np.mean([data.answers[row] == "entailment" for row in rows]) < 0.6
+    sentences = [scenes.captions(seed=number) for number in (0, 1)]
+    for row in rows:
+        scene, text, kind = int(data.image_of[row]), data.texts[row], data.kinds[row]
+        true = sentences[row % 2][scene]
+        things = {scenes.facts.describe(scene, k, (0, 1, 2, 3)) for k in range(int(scenes.count[scene]))}
+        changed = [
+            (a, b)
+            for a, b in zip(true.replace(" of", "").split(), text.replace(" of", "").split(), strict=True)
+            if a != b
+        ]
+        assert (data.answers[row] == "entailment") == (kind == "true") == (not changed)
+        if kind == "relation":
+            assert changed[0] in [("left", "right"), ("right", "left"), ("above", "below"), ("below", "above")]
+        if kind in ("colour", "shape", "size", "material"):
+            assert len(changed) == 1
+            words = text.replace(",", "").replace(".", "").split()
+            place = next(i for i, (a, b) in enumerate(zip(true.split(), text.split(), strict=True)) if a != b)
+            column = ("size", "material", "colour", "shape").index(kind)
+            assert " ".join(words[place - column : place - column + 4]) not in things
 
 
 def test_regions_come_beside_or_instead_of_pixels() -> None:

@@ -16,6 +16,7 @@ from polyfuse.registry import Registry
 from polyfuse.tasks.batch import TaskData
 from polyfuse.tasks.sources_pairs import easy_vqa, emoji, glyph_questions, glyphs, openclipart
 from polyfuse.tasks.sources_scenes import WORLD, scene_captions, scene_phrases, scene_questions
+from polyfuse.tasks.sources_statements import scene_statements
 from polyfuse.tasks.sources_table import table
 
 Loader = Callable[..., TaskData]
@@ -53,6 +54,7 @@ SOURCES = Registry(
         "scene_captions": scene_captions,
         "scene_questions": scene_questions,
         "scene_phrases": scene_phrases,
+        "scene_statements": scene_statements,
         "emoji": emoji,
         "openclipart": openclipart,
         "glyphs": glyphs,

@@ -3,8 +3,14 @@
 Shapes: P pictures, S pixels, N rows.
 """
 
+import hashlib
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 
+from polyfuse.cache import cache_dir
 from polyfuse.datasets.pairs import PAIRS, ImageTextPairs, same_words
 from polyfuse.errors import UserError, require
 from polyfuse.tasks.batch import TaskData
@@ -54,7 +60,7 @@ def _from_pairs(name: str, side: int, split: int, **options: str) -> TaskData:
     require("PIL", extra="workbench")
     if side < 8:
         raise UserError(f"source '{name}': side must be 8 pixels or more, got {side}")
-    pairs: ImageTextPairs = PAIRS[name](side=side, split=split, **options)
+    pairs = _remembered(name, side, split, options)
     images = pairs.images
     if images.ndim == 3:  # grey
         images = np.repeat(images[..., None], 3, axis=3)
@@ -68,6 +74,40 @@ def _from_pairs(name: str, side: int, split: int, **options: str) -> TaskData:
         references=[(text.lower(),) for text in pairs.texts],
         notes=pairs.notes,
     )
+
+
+def _remembered(name: str, side: int, split: int, options: dict[str, str]) -> ImageTextPairs:
+    """The pairs, drawn once and kept in the cache folder: rendering takes half a minute.
+
+    The mark of the file holds the code that makes them and the pins of what was fetched; a damaged file is made anew.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import save_file
+
+    from polyfuse.data import emoji_build
+    from polyfuse.data.packages import FETCHABLE
+    from polyfuse.datasets import encoded, openclipart, pairs
+
+    if name not in FETCHABLE:  # made of what is installed, quickly
+        return PAIRS[name](side=side, split=split, **options)
+    code = [Path(module.__file__ or "").read_bytes() for module in (pairs, encoded, emoji_build, openclipart)]
+    mark = hashlib.sha256(b"\0".join([*code, repr((FETCHABLE[name].packages, side, split, options)).encode()]))
+    path = cache_dir() / "datasets" / f"pairs-{name}-{mark.hexdigest()[:16]}.safetensors"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            told = json.loads(file.metadata()["pairs"])
+            told["wordings"] = [tuple(words) for words in told["wordings"]]
+            told["notes"] = tuple(told["notes"])
+            return ImageTextPairs(images=file.get_tensor("images"), part=file.get_tensor("part"), **told)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        pass
+    made: ImageTextPairs = PAIRS[name](side=side, split=split, **options)
+    told = {key: value for key, value in vars(made).items() if key not in ("images", "part")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}.part")
+    save_file({"images": made.images, "part": made.part}, scratch, metadata={"pairs": json.dumps(told)})
+    scratch.replace(path)
+    return made
 
 
 #: Questions about a character that its Unicode name answers: (kind, question, words that are answers).

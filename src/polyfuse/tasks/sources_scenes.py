@@ -52,7 +52,7 @@ def scene_captions(
     Raises:
         UserError: If a number or a field of the world breaks a rule.
     """
-    parts = _parts((train, validation, test, novel), seed, per_scene, pixels or regions, world)
+    parts = scene_parts((train, validation, test, novel), seed, per_scene, pixels or regions, world)
     texts: list[str] = []
     scene, references, ids = [], [], []
     for part in parts:
@@ -65,7 +65,7 @@ def scene_captions(
         scene.append(np.repeat(np.arange(len(part)), per_scene))
         ids += [same for same in _objects(part) for _ in range(per_scene)]
     numbers: dict[Any, int] = {}
-    return _task_data(
+    return scene_task_data(
         "scene_captions",
         parts,
         scene,
@@ -109,7 +109,7 @@ def scene_questions(
     Raises:
         UserError: If a number, a kind or a field of the world breaks a rule.
     """
-    parts = _parts((train, validation, test, novel), seed, per_scene, pixels or regions, world)
+    parts = scene_parts((train, validation, test, novel), seed, per_scene, pixels or regions, world)
     wanted = KINDS if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
     try:
         asked: list[Questions] = [part.questions(per_scene, kinds=wanted) for part in parts]
@@ -119,7 +119,7 @@ def scene_questions(
     if len(asked[0]) and len(asked[2]):
         told = text_only_ceiling(asked[0], asked[2])
         notes.append(f"the words alone give away {told['all']['best']:.1%} of the test answers")
-    return _task_data(
+    return scene_task_data(
         "scene_questions",
         parts,
         [one.scene for one in asked],
@@ -160,9 +160,9 @@ def scene_phrases(
     Raises:
         UserError: If a number or a field of the world breaks a rule.
     """
-    parts = _parts((train, validation, test, novel), seed, per_scene, pixels or regions, world)
+    parts = scene_parts((train, validation, test, novel), seed, per_scene, pixels or regions, world)
     said = [part.phrases(per_scene) for part in parts]
-    return _task_data(
+    return scene_task_data(
         "scene_phrases",
         parts,
         [one.scene for one in said],
@@ -174,7 +174,7 @@ def scene_phrases(
     )
 
 
-def _parts(counts: tuple[int, ...], seed: int, per_scene: int, seen: bool, world: dict[str, Any]) -> list[Scenes]:
+def scene_parts(counts: tuple[int, ...], seed: int, per_scene: int, seen: bool, world: dict[str, Any]) -> list[Scenes]:
     """Scenes of the splits, in the order of the parts' numbers."""
     if not seen:
         raise UserError("scenes need pixels=true or regions=true, got neither")
@@ -209,7 +209,7 @@ def _objects(scenes: Scenes) -> list[tuple[Any, ...]]:
     return [tuple(sorted(map(tuple, kinds[row, : scenes.count[row]].tolist()))) for row in range(len(scenes))]
 
 
-def _task_data(
+def scene_task_data(
     name: str,
     parts: list[Scenes],
     scene: list[np.ndarray],

@@ -66,7 +66,7 @@ def at_step(number: int, name: signal.Signals) -> Callable[[], None]:
     """A signal in the middle of a step: after the backward passes, before the optimiser."""
 
     def plan() -> None:
-        original = task_loop.PlainDevice.clip
+        original = task_loop.Alone.clip
         seen = [0]
 
         def clip(device: Any, *args: Any) -> None:
@@ -75,7 +75,7 @@ def at_step(number: int, name: signal.Signals) -> Callable[[], None]:
                 os.kill(os.getpid(), name)
             seen[0] += 1
 
-        task_loop.PlainDevice.clip = clip
+        task_loop.Alone.clip = clip
 
     return plan
 

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from polyfuse.tasks.batch import Collator, TaskData, answer_vocabulary
 from polyfuse.tasks.model import TaskModel
 from polyfuse.tasks.objectives import OBJECTIVES
-from polyfuse.tasks.words import WordTokenizer
+from polyfuse.tasks.words import SPECIALS, WordTokenizer
 from polyfuse.train.task_loop import Task
 
 SIDE, PATCH, ROWS = 16, 8, 23
@@ -36,6 +37,14 @@ def toy_data(rows: int = ROWS, seed: int = 0) -> TaskData:
     )
 
 
+def toy_words() -> WordTokenizer:
+    """A token per word, the same ids in every process."""
+    vocabulary = {word: number for number, word in enumerate((*SPECIALS, *WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106 (no password)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return WordTokenizer(tokenizer)
+
+
 def toy_model(words: WordTokenizer, *, dropout: float = 0.0, backbone: str = "uniter", **options: Any) -> TaskModel:
     """The same weights every time."""
     torch.manual_seed(0)
@@ -56,7 +65,7 @@ def toy_tasks(
 ) -> tuple[TaskModel, dict[str, Task]]:
     """A model with the heads of these objectives, and a task for each."""
     data = toy_data(rows)
-    words = WordTokenizer.train(data.texts, vocab_size=60)
+    words = toy_words()
     model = toy_model(words, dropout=dropout, backbone=backbone)
     answers = answer_vocabulary(data)
     collate = Collator(data, words, max_length=8, answers=answers)

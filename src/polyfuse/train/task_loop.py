@@ -5,6 +5,7 @@ the number of the step.
 """
 
 import math
+import signal
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -36,14 +37,16 @@ from polyfuse.train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from polyfuse.train.devices import PlainDevice, freeze_modes
+from polyfuse.train.devices import freeze_modes
 from polyfuse.train.loop import _Interrupt
 from polyfuse.train.progress import Bar
 from polyfuse.train.schedule import evaluation_steps, learning_rate, set_learning_rate
+from polyfuse.train.task_devices import Alone, Replicas, device_of, full, put
 from polyfuse.train.task_layers import checkpointed, task_groups
+from polyfuse.train.task_shares import Loss, check_shares, shared_loss
 from polyfuse.train.task_stream import TaskStream
 
-_NOT_DECISIVE = {"threads", "checkpoint_seconds", "checkpoint_steps", "activation_checkpointing", "shard_parameters"}
+_NOT_DECISIVE = {"threads", "checkpoint_seconds", "checkpoint_steps", "activation_checkpointing"}
 Validate = Callable[[TaskModel], Mapping[str, float]]
 
 
@@ -185,16 +188,22 @@ def fit_tasks(
     threads, home = torch.get_num_threads(), next(model.parameters()).device
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    device = PlainDevice(settings.precision)
+    device = device_of(fabric, settings.precision)
+    if settings.shard_parameters != device.sharded:
+        raise UserError(
+            "shard_parameters needs the Fabric that task_fabric makes of the same settings, under torchrun with "
+            f"several processes; got shard_parameters={settings.shard_parameters} and "
+            f"{'sharded' if device.sharded else 'whole'} parameters"
+        )
+    if device.sharded and before_step is not None:
+        raise UserError("before_step works on the whole model, which shard_parameters cuts up; leave one of them out")
     try:
-        with (
-            torch.random.fork_rng(devices=[device.device] if device.device.type == "cuda" else []),
-            checkpointed(model, settings.activation_checkpointing),
-        ):
+        with torch.random.fork_rng(devices=[device.device] if device.device.type == "cuda" else []):
             judge = _Judge(validate, best_by, 1.0 if best_is == "lowest" else -1.0)
             loop = _Loop(model, tasks, settings, judge, before_step, augment, run_dir, device)
             loop.open(resume)
-            return loop.run(progress)
+            with checkpointed(loop.model, settings.activation_checkpointing):
+                return loop.run(progress)
     finally:
         model.eval()
         model.to(home)
@@ -232,9 +241,9 @@ class _Loop:
         before_step: Callable[[int], None] | None,
         augment: Callable[[TaskBatch, int], TaskBatch] | None,
         run_dir: Path | None,
-        device: PlainDevice,
+        device: Alone | Replicas,
     ) -> None:
-        self.model, self.tasks, self.settings, self.judge = model, dict(tasks), settings, judge
+        self.whole, self.tasks, self.settings, self.judge = model, dict(tasks), settings, judge
         self.before_step, self.augment, self.run_dir, self.device = before_step, augment, run_dir, device
         self.stream = TaskStream(
             {name: task.rows for name, task in self.tasks.items()},
@@ -245,10 +254,20 @@ class _Loop:
             seed=settings.seed,
         )
         self.moments = evaluation_steps(settings.steps, settings.evaluations)
-        groups = task_groups(model, settings.weight_decay, settings.layer_decay, frozen=before_step is not None)
+        self.shares = device.world_size * settings.accumulate
+        check_shares({name: task.objective for name, task in self.tasks.items()}, self.shares)
+        fewest = min(min(settings.batch_size, len(task.rows)) for task in self.tasks.values())
+        if fewest < self.shares:
+            raise UserError(
+                f"a batch of {fewest} rows cannot be cut into {self.shares} shares ({device.world_size} processes x "
+                f"accumulate={settings.accumulate}); raise batch_size"
+            )
+        self.model = device.prepare(model)  # what is trained: the model, or a copy in parts
+        groups = task_groups(self.model, settings.weight_decay, settings.layer_decay, frozen=before_step is not None)
         if not groups:
             raise ValueError("nothing in the model is trainable; unfreeze a part of it")
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=device.fused_optimizer)
+        self.optimizer = torch.optim.AdamW(device.groups(groups), lr=settings.lr, fused=device.fused_optimizer)
+        self.wrapped = device.wrap(self.optimizer)
         # Since the last evaluation, of this process: steps of each task, and sums of its loss and figures over them.
         self.sums: dict[str, Tensor] = {}
         self.state = _State()
@@ -290,7 +309,10 @@ class _Loop:
                 elif bar.enabled:
                     bar.step(state.step, *self._running())
                 wanted = settings.checkpoint_steps is not None and state.step % settings.checkpoint_steps == 0
-                if due or wanted or interrupt.asked or now - saved > settings.checkpoint_seconds:
+                late = now - saved > settings.checkpoint_seconds
+                asked, late = self.device.agree([bool(interrupt.asked), late])
+                interrupt.asked = interrupt.asked or (signal.SIGINT if asked else 0)
+                if due or wanted or asked or late:
                     self._save()
                     saved = time.perf_counter()
                 if interrupt.asked and not state.finished:
@@ -319,14 +341,29 @@ class _Loop:
             task = self.tasks[name]
             batch = self._batch(batches, task, name, turn, number)
             draws = task.objective.draws(batch, visual_tokens(self.model, batch), settings.seed, number)
-            with device.autocast():
-                loss, figures = task.objective.loss(self.model, batch, draws)
-            if loss.requires_grad:  # not where all it would train is frozen
-                device.backward(loss * task.weight if settings.mixing == "sum" else loss)
-            self._count(name, {"loss": loss.detach(), **figures})
+            factor = device.loss_factor * self._weight(name)
+            for share in range(settings.accumulate):
+                loss, figures = self._loss(task.objective, batch, draws, share)
+                if loss.requires_grad:  # not where all it would train is frozen
+                    device.backward(loss * factor)
+                self._count(name, {"loss": loss.detach(), **figures}, first=share == 0)
+        device.add_gradients(self.optimizer)
         if settings.clip is not None:
-            device.clip(self.model, self.optimizer, settings.clip)
-        device.step(self.optimizer)
+            device.clip(self.model, self.wrapped, settings.clip)
+        device.step(self.wrapped)
+
+    def _loss(self, objective: Objective, batch: TaskBatch, draws: Mapping[str, Tensor], share: int) -> Loss:
+        """Of this process and pass."""
+        device, passes = self.device, self.settings.accumulate
+
+        def compute() -> Loss:
+            with device.autocast():
+                if self.shares == 1:
+                    return objective.loss(self.model, batch, draws)
+                part = device.rank * passes + share
+                return shared_loss(objective, self.model, batch, draws, part=part, parts=self.shares, passes=passes)
+
+        return device.call(compute)
 
     def _batch(
         self, batches: dict[tuple[int, int, int], TaskBatch], task: Task, name: str, turn: int, number: int
@@ -338,13 +375,21 @@ class _Loop:
             batches[key] = batch if self.augment is None else self.augment(batch, number)
         return batches[key]
 
-    def _count(self, name: str, figures: Mapping[str, Tensor]) -> None:
-        for figure, value in {"steps": torch.ones(()), **figures}.items():
+    def _count(self, name: str, figures: Mapping[str, Tensor], *, first: bool) -> None:
+        lead = first and self.device.rank == 0  # of the shares of a step, one counts it
+        for figure, value in {"steps": torch.tensor(float(lead), device=self.device.device), **figures}.items():
             key = f"{name}/{figure}"
             if key in self.sums:
                 self.sums[key] += value
             else:
-                self.sums[key] = value.double()
+                self.sums[key] = value.detach().double()
+
+    def _all_sums(self) -> dict[str, Tensor]:
+        """Over all processes."""
+        if not self.sums:
+            return {}
+        total = self.device.total(torch.stack(list(self.sums.values())))
+        return dict(zip(self.sums, total.cpu().unbind(), strict=True))
 
     def _running(self) -> tuple[Tensor, int]:
         """Sum of the weighted losses since the last evaluation and the number of steps, for the progress bar."""
@@ -362,7 +407,7 @@ class _Loop:
         """Means since the last evaluation, held-out figures, the best weights, early stopping, one line of metrics."""
         state, settings = self.state, self.settings
         objectives: dict[str, dict[str, float]] = {}
-        for key, value in self.sums.items():
+        for key, value in self._all_sums().items():
             name, _, figure = key.rpartition("/")
             objectives.setdefault(name, {})[figure] = value.item()
         total = steps = 0.0
@@ -382,7 +427,7 @@ class _Loop:
         }
         self.sums = {}
         if self.judge.validate is not None:
-            record["validation"] = self.judge.figures(self.model)
+            record["validation"] = self.device.call(lambda: self.judge.figures(self.model))
             freeze_modes(self.model)
         self._decide(record)
         record["seconds"] = round(state.seconds, 3)
@@ -413,7 +458,7 @@ class _Loop:
             return
         frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         kept = frozen if self.before_step is None else set()  # what was thawed once has changed
-        tensors, extra = model_tensors(self.model)
+        tensors, extra = self._tensors()
         self.best = {
             name: tensor.detach().clone()
             for path, tensor in tensors.items()
@@ -424,12 +469,16 @@ class _Loop:
 
     def _save(self) -> None:
         """Write the last checkpoint. A loss that is not finite is left for the next evaluation to report."""
-        if self.run_dir is None or self.device.rank != 0:
+        if self.run_dir is None:
             return
-        if not all(bool(value.isfinite()) for value in self.sums.values()):
+        sums = self._all_sums()
+        if not all(bool(value.isfinite()) for value in sums.values()):
             return
-        tensors, extra = model_tensors(self.model)
-        tensors |= optimizer_tensors(self.optimizer) | {f"sums.{name}": value for name, value in self.sums.items()}
+        tensors, extra = self._tensors()
+        moments = {name: full(value) for name, value in optimizer_tensors(self.optimizer).items()}
+        if self.device.rank != 0:
+            return
+        tensors |= moments | {f"sums.{name}": value for name, value in sums.items()}
         metrics = self.run_dir / METRICS
         state = {
             "extra": extra,
@@ -439,6 +488,11 @@ class _Loop:
             "metrics_size": metrics.stat().st_size if metrics.exists() else 0,
         }
         write_checkpoint(self.run_dir / LAST, tensors, state)
+
+    def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All weights, put together where they are in parts."""
+        tensors, extra = model_tensors(self.model)
+        return {name: full(value) for name, value in tensors.items()}, extra
 
     def _restore(self, last: Path) -> int:
         """Take over weights, moments, counters and sums; return the size of ``metrics.jsonl`` at that moment."""
@@ -458,20 +512,41 @@ class _Loop:
                     f"resuming with {now} {name} a run begun with {then}: results may differ in the last bits",
                     stacklevel=2,
                 )
-        load_model(self.model, checkpoint)
+        load_model(self.whole, checkpoint)
+        if self.device.sharded:
+            self._scatter()
         load_optimizer(self.optimizer, checkpoint)
+        if self.device.sharded:
+            self._scatter_moments()
         self.state = _State(**saved["counters"])
-        self.sums = {name: value.clone() for name, value in checkpoint.part("sums").items()}
+        share = float(self.device.rank == 0)  # the file holds the sums of all processes
+        self.sums = {n: (value * share).to(self.device.device) for n, value in checkpoint.part("sums").items()}
         return int(saved["metrics_size"])
+
+    @torch.no_grad()
+    def _scatter(self) -> None:
+        """The whole model's weights into the one in parts."""
+        whole = self.whole.state_dict()
+        for name, value in self.model.state_dict().items():
+            put(value, whole[name])
+
+    @torch.no_grad()
+    def _scatter_moments(self) -> None:
+        """Whole moments, as read, into parts like their parameters."""
+        for parameter, entry in self.optimizer.state.items():
+            for name, value in entry.items():
+                if value.shape == parameter.shape and value.ndim:
+                    entry[name] = torch.zeros_like(parameter)
+                    put(entry[name], value)
 
     def _finish(self) -> TaskFit:
         """Put the best weights in place and sum up."""
         state = self.state
         self.device.barrier()  # the first process has written the best weights
         if self.best is not None:
-            self.model.load_state_dict(self.best, strict=False)
+            self.whole.load_state_dict(self.best, strict=False)
         elif self.run_dir is not None:
-            load_model(self.model, read_checkpoint(self.run_dir / BEST))
+            load_model(self.whole, read_checkpoint(self.run_dir / BEST))
         return TaskFit(
             best_metric=math.nan if self.judge.validate is None else self.judge.sign * state.best,
             best_step=state.best_step,

@@ -123,7 +123,7 @@ CASES: dict[str, Callable[[], None]] = {
     **{f"killed in step {step}": at_step(step, signal.SIGKILL) for step in range(13)},
     "while the third checkpoint is written": at_write(3, "last.safetensors", before=True),
     "right after a checkpoint": at_write(4, "last.safetensors", before=False),
-    "between the best weights and the checkpoint": at_write(2, "best.safetensors", before=False),
+    "between the best weights and the checkpoint": at_write(1, "best.safetensors", before=False),
     "Ctrl-C": at_step(6, signal.SIGINT),
     "SIGTERM": at_step(8, signal.SIGTERM),
 }

@@ -6,6 +6,7 @@ The folder holds ``config.yaml`` (resolved), ``words.json`` (the tokenizer), ``a
 """
 
 import contextlib
+import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -14,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from polyfuse.errors import UserError
-from polyfuse.files import check_new, new_folder, write_json, write_text
+from polyfuse.files import check_new, new_folder, read_json, write_json, write_text
 from polyfuse.report.context import versions
 from polyfuse.report.records import plain
 from polyfuse.run.folder import CONFIG, VERSIONS, emptied_on_mistake
 from polyfuse.run.pretrain_parts import HeldOut, Parts, build_parts, rows_of
 from polyfuse.run.source import Say, quiet
 from polyfuse.task_config import PretrainConfig, load_pretrain_config, save_pretrain_config
+from polyfuse.tasks.words import WordTokenizer
 from polyfuse.train.build import parameter_count
-from polyfuse.train.devices import make_fabric
+from polyfuse.train.task_devices import task_fabric
 from polyfuse.train.task_loop import LoopSettings, TaskFit, fit_tasks
 
 WORDS, ANSWERS, DATA, HELD_OUT, MODEL = "words.json", "answers.json", "data.json", "held_out.json", "model"
@@ -122,7 +124,7 @@ def pretrain_run(
         if source.is_dir():
             raise UserError(f"'{source}' is a folder; give a config, or --resume with a run folder")
         config = load_pretrain_config(source, overrides)
-    fabric = make_fabric(config.train)  # type: ignore[arg-type]
+    fabric = task_fabric(config.train)
     first = fabric is None or fabric.global_rank == 0
     if not first:
         say = quiet
@@ -134,7 +136,11 @@ def pretrain_run(
                 save_pretrain_config(config, folder / CONFIG)
                 write_json(folder / VERSIONS, versions())
             say(f"run folder: {folder}")
+            if not first:
+                fabric.barrier()  # until the first process has written the tokenizer
             parts = _parts(config, folder, first, say)
+            if first and fabric is not None:
+                fabric.barrier()
             held_out = HeldOut(parts, config)
             untrained = _figures(held_out, parts)
             result = fit_tasks(
@@ -165,17 +171,19 @@ def settings_of(config: PretrainConfig) -> LoopSettings:
 
 
 def _parts(config: PretrainConfig, folder: Path, first: bool, say: Say) -> Parts:
-    """Load and build; on resuming, rows and words must be what they were."""
-    parts = build_parts(config)
-    words = folder / WORDS
-    if words.is_file() and words.read_text(encoding="utf-8") != parts.words.to_str():
-        raise UserError(f"cannot resume '{folder}': the texts of its sources have changed; start a new run")
-    if first:
-        write_text(words, parts.words.to_str())
-        write_json(folder / DATA, rows_of(parts.data))
+    """Load and build; on resuming, rows must be what they were, and the tokenizer is the one that was learned."""
+    path, data = folder / WORDS, folder / DATA
+    known = path.is_file() and data.is_file()
+    parts = build_parts(config, WordTokenizer.read(path) if known else None)
+    rows = rows_of(parts.data)
+    if known and read_json(data) != json.loads(json.dumps(rows)):
+        raise UserError(f"cannot resume '{folder}': its sources have changed since it began; start a new run")
+    if first and not known:
+        write_text(path, parts.words.to_str())
+        write_json(data, rows)
         if parts.answers:
             write_json(folder / ANSWERS, list(parts.answers))
-    for source in rows_of(parts.data):
+    for source in rows:
         say(f"{source['source']}: {source['training rows']:,} rows, {source['validation rows']:,} for validation")
         for note in source["notes"]:
             say(f"  {note}")

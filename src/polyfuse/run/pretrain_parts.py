@@ -1,6 +1,7 @@
 """From a pre-training config to its parts: rows, tokenizer, model, tasks, and what is looked at on held-out rows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,8 +45,12 @@ class Parts:
     held_out: dict[str, tuple[Collator, np.ndarray]]
 
 
-def build_parts(config: PretrainConfig) -> Parts:
-    """Load, learn the tokenizer, build: the same config gives the same parts.
+def build_parts(config: PretrainConfig, words: WordTokenizer | None = None) -> Parts:
+    """Load, learn the tokenizer, build.
+
+    Args:
+        config: Of the run.
+        words: The tokenizer, where the run has one already: learning it again may number its pieces differently.
 
     Raises:
         UserError: If a source, an objective or an argument is unknown, or they do not fit together.
@@ -56,8 +61,9 @@ def build_parts(config: PretrainConfig) -> Parts:
             raise UserError(f"unknown objective '{name}'{hint} known: {', '.join(sorted(OBJECTIVES))}")
     data = tuple(_load(source, config.model.inputs) for source in config.data)
     uses = _uses(config, data)
-    texts = [text for part in data for row in part.rows("train") if (text := part.texts[row]).strip()]
-    words = WordTokenizer.train(texts, config.words.vocab_size)
+    if words is None:
+        texts = [text for part in data for row in part.rows("train") if (text := part.texts[row]).strip()]
+        words = WordTokenizer.train(texts, config.words.vocab_size)
     asked = [data[number] for name, number in uses if name == "answer"]
     answers = tuple(dict.fromkeys(answer for part in asked for answer in answer_vocabulary(part)))
     with torch.random.fork_rng(devices=[]):
@@ -230,14 +236,26 @@ class HeldOut:
             yield collate(rows[start : start + size]).to(device)
 
 
-def rows_of(data: Sequence[TaskData]) -> list[Mapping[str, Any]]:
-    """What there is of each source, for the log and for people."""
+def rows_of(data: Sequence[TaskData]) -> list[dict[str, Any]]:
+    """What there is of each source, for the log, and to know whether it has changed."""
     return [
         {
             "source": part.name,
             "training rows": len(part.rows("train")),
             "validation rows": len(part.rows("validation")),
             "notes": list(part.notes),
+            "checksum": _checksum(part),
         }
         for part in data
     ]
+
+
+def _checksum(data: TaskData) -> str:
+    """Of texts, pictures and regions."""
+    found = hashlib.blake2b("\x1f".join(data.texts).encode("utf-8", "surrogatepass"), digest_size=8)
+    regions = data.regions
+    arrays = [data.images, data.image_of, data.part, data.ids, *([] if regions is None else [regions.features])]
+    for array in arrays:
+        if array is not None:
+            found.update(array.tobytes())
+    return found.hexdigest()

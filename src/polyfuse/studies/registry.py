@@ -8,14 +8,17 @@ from polyfuse.registry import Registry
 from polyfuse.studies.aecf import AECF
 from polyfuse.studies.bench import Study, run_study
 from polyfuse.studies.choice import CHOICE
+from polyfuse.studies.finetune import FINETUNE
+from polyfuse.studies.fusion_vqa import FUSION_VQA
 from polyfuse.studies.imbalance import IMBALANCE
 from polyfuse.studies.results import StudyResult
+from polyfuse.studies.selfsup import SELFSUP
 from polyfuse.studies.task_bench import TaskStudy, run_task_study
 
 STUDIES = Registry("study", {"aecf": AECF, "choice": CHOICE, "imbalance": IMBALANCE})
 """Many arms on many data sets (``bench.py``)."""
 
-TASK_STUDIES = Registry("study", {})
+TASK_STUDIES = Registry("study", {"selfsup": SELFSUP, "finetune": FINETUNE, "fusion-vqa": FUSION_VQA})
 """Jobs of any kind (``task_bench.py``)."""
 
 

@@ -427,6 +427,16 @@ def _folder(study: TaskStudy, scale: str, out: Path | None) -> Path:
     return folder
 
 
+def paragraphs(text: str) -> tuple[str, ...]:
+    r"""Sentences of a protocol, parted by empty lines, each on one line.
+
+    Example:
+        >>> paragraphs("One\n    two.\n\n    Three.")
+        ('One two.', 'Three.')
+    """
+    return tuple(" ".join(part.split()) for part in text.split("\n\n") if part.strip())
+
+
 def _title(place: Place) -> str:
     return f"{place.arm}{f' at {place.setting}' if place.setting else ''}, seed {place.seed}"
 

@@ -157,6 +157,10 @@ class Records:
         """By seed, ``(step, value)``."""
         return self._curves.get((arm, setting, metric), {})
 
+    def curve_names(self, arm: str, setting: str = "") -> list[str]:
+        """In order."""
+        return [name for owner, where, name in self._curves if (owner, where) == (arm, setting)]
+
     def plain(self) -> Iterator[dict[str, Any]]:
         """Every figure over its seeds, for JSON and CSV."""
         for (arm, setting, metric), by_seed in self.figures.items():

@@ -1,0 +1,197 @@
+"""The worlds of the studies of pre-training: rows with labels, rows without, a tokenizer, a model of matching size.
+
+A world is a function of plain options, and is kept in memory by the process that made it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from polyfuse.report.task_page import Example
+from polyfuse.tasks.batch import Collator, TaskData
+from polyfuse.tasks.model import TaskModel
+from polyfuse.tasks.objectives import OBJECTIVES
+from polyfuse.tasks.words import WordTokenizer
+from polyfuse.train.finetune import FineTune, FineTuned, fine_tune
+from polyfuse.train.task_loop import LoopSettings, Task, TaskFit, fit_tasks
+
+EASY: Mapping[str, Any] = {
+    "shapes": ("circle", "square", "triangle", "cross"),
+    "colours": ("red", "green", "blue", "yellow"),
+    "sizes": ("large",),
+    "materials": ("plain",),
+    "most": 3,
+    "side": 48,
+}
+"""Scenes that a model of this size learns in minutes: two or three objects of four shapes and four colours."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What is learned in one world.
+
+    Attributes:
+        name: Of the world.
+        task: Of ``TASKS``.
+        labelled: Rows with answers.
+        plain: Rows to pre-train on: pictures with words, and no answers.
+        words: Learned from the training texts of both.
+        model: Arguments of ``TaskModel``.
+        objectives: Of the pre-training, by weight; each step trains one of them, drawn by weight.
+        pictures: ``(P, S, S, 3)`` uint8, for examples.
+    """
+
+    name: str
+    task: str
+    labelled: TaskData
+    plain: TaskData
+    words: WordTokenizer
+    model: Mapping[str, Any]
+    objectives: Mapping[str, float]
+    pictures: np.ndarray
+
+
+@lru_cache(maxsize=2)
+def scene_world(*, train: int, validation: int, test: int, novel: int = 0, dim: int = 64, layers: int = 2) -> World:
+    """Questions about scenes, and captions of the same scenes; regions in place of pixels, as UNITER reads them."""
+    from polyfuse.tasks.sources import load_source
+
+    sizes = {"train": train, "validation": validation, "test": test, "novel": novel}
+    common: dict[str, Any] = {**sizes, **EASY, "regions": True}
+    asked = load_source("scene_questions", per_scene=4, **common)
+    said = load_source("scene_captions", per_scene=2, **common)
+    assert asked.regions is not None  # noqa: S101 - asked for
+    assert asked.regions.classes is not None  # noqa: S101 - scenes have them
+    texts = [data.texts[row] for data in (asked, said) for row in data.rows("train")]
+    words = WordTokenizer.train(texts, 600)
+    model = {
+        "vocab_size": len(words),
+        "dim": dim,
+        "max_length": 40,
+        "region_dim": asked.regions.features.shape[-1],
+        "backbone_options": {"fusion": "early", "num_layers": layers, "num_heads": 4, "dropout": 0.0},
+    }
+    objectives = {"contrast": 1.0, "match": 1.0, "masked_words": 2.0, "masked_features": 0.5, "masked_classes": 0.5}
+    assert asked.images is not None  # noqa: S101 - not left out
+    bare, told = replace(asked, images=None), replace(said, images=None)  # the model reads regions alone
+    return World("scenes", "vqa", bare, told, words, model, objectives, asked.images)
+
+
+@lru_cache(maxsize=2)
+def emoji_world(*, dim: int = 64, layers: int = 2, limit: int | None = None) -> World:
+    """The emoji that ship with the package: picture and English name, nine classes, concepts never cross parts."""
+    from polyfuse.data.emoji import CLASSES, SPLITS, load_emoji
+
+    tables = load_emoji(missing_rate=0.0)
+    kept = [(part, row) for part, split in enumerate(SPLITS) for row in range(len(tables.rows[split]))]
+    if limit is not None:
+        kept = kept[:: max(1, len(kept) // limit)]
+    rows = [tables.rows[SPLITS[part]][row] for part, row in kept]
+    drawn = [getattr(tables, SPLITS[part]).inputs["picture"][row].numpy().transpose(1, 2, 0) for part, row in kept]
+    numbers: dict[str, int] = {}
+    names = [row["name"] for row in rows]
+    images = np.stack(drawn)
+    data = TaskData(
+        name="emoji",
+        images=images,
+        image_of=np.arange(len(rows), dtype=np.int64),
+        texts=names,
+        part=np.array([part for part, _ in kept], dtype=np.int8),
+        ids=np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64),
+        answers=[row["class"] for row in rows],
+    )
+    assert set(data.answers or ()) <= set(CLASSES)  # noqa: S101
+    words = WordTokenizer.train([names[row] for row in data.rows("train")], 1200)
+    model = {
+        "vocab_size": len(words),
+        "dim": dim,
+        "max_length": 16,
+        "side": 32,
+        "patch": 8,
+        "stem": "conv",
+        "backbone_options": {"fusion": "early", "num_layers": layers, "num_heads": 4, "dropout": 0.1},
+    }
+    objectives = {"contrast": 2.0, "match": 1.0, "masked_words": 1.0, "masked_patches": 1.0}
+    return World("emoji", "classification", data, replace(data, answers=None), words, model, objectives, images)
+
+
+WORLDS: dict[str, Callable[..., World]] = {"scenes": scene_world, "emoji": emoji_world}
+
+
+def world_of(options: Mapping[str, Any]) -> World:
+    """From ``{"world": name, "sizes": arguments}``."""
+    return WORLDS[options["world"]](**options["sizes"])
+
+
+def new_model(world: World, seed: int) -> TaskModel:
+    """Untrained; the seed decides it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TaskModel(**world.model)
+
+
+def pretrain(
+    world: World, seed: int, steps: int, *, lr: float = 1e-3, evaluations: int = 8
+) -> tuple[TaskModel, TaskFit]:
+    """Pre-train a new model on the world's plain rows; the last weights are kept, since no label may choose."""
+    model = new_model(world, seed)
+    plain, length = world.plain, int(world.model["max_length"])
+    collate, rows = Collator(plain, world.words, max_length=length), plain.rows("train")
+    tasks = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, weight in world.objectives.items():
+            more: dict[str, Any] = {}
+            if name.startswith("masked_classes"):
+                assert plain.regions is not None  # noqa: S101 - scenes have them
+                assert plain.regions.classes is not None  # noqa: S101
+                more = {"num_classes": plain.regions.classes.shape[-1]}
+            tasks[name] = Task(OBJECTIVES[name](model, **more), collate, rows, weight)
+    settings = LoopSettings(steps=steps, lr=lr, seed=seed, evaluations=evaluations, mixing="sample")
+    return model, fit_tasks(model, tasks, settings)
+
+
+def objective_curves(fit: TaskFit) -> dict[str, list[tuple[float, float]]]:
+    """Training loss of every objective over the steps."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in fit.history:
+        for name, figures in record["objectives"].items():
+            found.setdefault(f"train {name}", []).append((record["step"], figures["loss"]))
+    return found
+
+
+def fit_curves(fit: TaskFit, task: str) -> dict[str, list[tuple[float, float]]]:
+    """Training loss, validation loss and accuracy over the steps of a fine-tuning."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in fit.history:
+        found.setdefault("train loss", []).append((record["step"], record["objectives"][task]["loss"]))
+        for name in ("loss", "accuracy"):
+            if name in record["validation"]:
+                found.setdefault(f"validation {name}", []).append((record["step"], record["validation"][name]))
+    return found
+
+
+def tune(model: TaskModel, world: World, options: FineTune, **more: Any) -> FineTuned:
+    """Fine-tune on the labelled rows, or for captions on the plain ones."""
+    data = world.plain if options.task == "captioning" else world.labelled
+    return fine_tune(model, data, world.words, options, **more)
+
+
+def load_model(folder: Path) -> TaskModel:
+    """Of an earlier job."""
+    return TaskModel.from_pretrained(folder).train()
+
+
+def answer_examples(world: World, found: FineTuned, count: int, title: str = "", part: str = "test") -> list[Example]:
+    """The first pictures of a part with what was asked, what was said and what is right."""
+    said, shown = found.judgements[part].predictions, []
+    for row in range(min(count, len(said["row"]))):
+        mark = "" if said["score"][row] >= 0.5 else f", right: {said['answer'][row]}"
+        lines = (said["text"][row], f"answer: {said['predicted'][row]}{mark}")
+        shown.append(Example(world.pictures[said["picture"][row]], lines, title=title))
+    return shown

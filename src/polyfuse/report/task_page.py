@@ -145,7 +145,7 @@ class TaskReport:
         failed: ``job: message``.
         notes: To judge the numbers by.
         scale: smoke, small or full.
-        seconds: Sum over jobs, as they were when they were done.
+        seconds: Of processor time, summed over the jobs.
         commands: What printed it.
         versions: Of libraries.
         machine: In a line.

@@ -150,16 +150,16 @@ class _Work:
 
     def run(self) -> tuple[float, str]:
         """Do it and write the shard; a failure is written down too."""
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         try:
             shutil.rmtree(self.job.folder, ignore_errors=True)
             self.job.folder.mkdir(parents=True)
             outcome = self.job.run(self.job, self.job.folder)
-            seconds = time.perf_counter() - began
-            write_shard(self.path, self._table(outcome, seconds), {"fingerprint": self.fingerprint, "failed": ""})
+            table = self._table(outcome, time.process_time() - spent)
+            write_shard(self.path, table, {"fingerprint": self.fingerprint, "failed": ""})
         except Exception as error:
             return self.fail(f"{type(error).__name__}: {error}", traceback.format_exc(), began)
-        return seconds, ""
+        return time.perf_counter() - began, ""
 
     def died(self, status: int | None) -> tuple[float, str]:
         """For the pool: the worker ended."""
@@ -178,7 +178,7 @@ class _Work:
         return {**head, "kind": kind, "metric": metric, **empty, **more}
 
     def _table(self, outcome: Outcome, seconds: float) -> pa.Table:
-        figures = {"job_seconds": seconds, **outcome.figures}
+        figures = {"cpu_seconds": seconds, **outcome.figures}
         rows = [self._row("figure", name, value=float(value)) for name, value in figures.items()]
         for name, points in outcome.curves.items():
             rows += [self._row("curve", name, step=float(x), value=float(y)) for x, y in points]
@@ -268,7 +268,7 @@ def make_report(study: TaskStudy, records: Records, scale: str) -> TaskReport:
         failed=[f"{_title(place)}: {message}" for place, message in records.failed],
         notes=("Numbers of the scale smoke mean nothing: it shows that everything runs.",) if scale == "smoke" else (),
         scale=scale,
-        seconds=sum(sum(v.values()) for (_, _, metric), v in records.figures.items() if metric == "job_seconds"),
+        seconds=sum(sum(v.values()) for (_, _, metric), v in records.figures.items() if metric == "cpu_seconds"),
         commands=(this_command(),),
         versions=versions(),
         machine=machine(),

@@ -13,16 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from polyfuse.data.keyed import seed_of
 from polyfuse.errors import UserError
-from polyfuse.tasks.batch import Collator, TaskBatch
+from polyfuse.tasks.batch import TaskBatch
 from polyfuse.tasks.model import TaskModel
 from polyfuse.tasks.objectives import Objective
-from polyfuse.tasks.stem import GridStem
 from polyfuse.train.checkpoint import (
     BEST,
     LAST,
@@ -43,107 +41,12 @@ from polyfuse.train.progress import Bar
 from polyfuse.train.schedule import evaluation_steps, learning_rate, set_learning_rate
 from polyfuse.train.task_devices import Alone, Replicas, device_of, full, put
 from polyfuse.train.task_layers import checkpointed, task_groups
+from polyfuse.train.task_parts import LoopSettings, State, Task, TaskFit, fingerprint, visual_tokens
 from polyfuse.train.task_shares import Loss, check_shares, shared_loss
 from polyfuse.train.task_stream import TaskStream
 
-_NOT_DECISIVE = {"threads", "checkpoint_seconds", "checkpoint_steps", "activation_checkpointing"}
+__all__ = ["LoopSettings", "Task", "TaskFit", "fit_tasks", "visual_tokens"]
 Validate = Callable[[TaskModel], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """The loop's settings, plain values.
-
-    Attributes:
-        steps: Optimiser steps.
-        batch_size: Rows of a step and task, over all processes and passes.
-        lr: Peak learning rate of AdamW.
-        weight_decay: Of matrices.
-        warmup: Share of the steps that warm up, before the cosine.
-        clip: Largest norm of the gradient; None = no clipping.
-        precision: "32-true", "bf16-mixed" or "16-mixed".
-        seed: Of every draw.
-        evaluations: Evenly spread over the run.
-        mixing: "sum": every step trains every objective, weighted. "sample": one of them, drawn by weight.
-        layer_decay: Factor of the learning rate per layer away from the heads; 1 = none.
-        patience: Evaluations without a better figure before training stops; None = never.
-        checkpoint_seconds: Longest time between two checkpoints.
-        checkpoint_steps: Also a checkpoint every so many steps.
-        accumulate: Passes a step is cut into, to save memory.
-        activation_checkpointing: Layers compute again in the backward pass what they would have kept.
-        shard_parameters: Every process holds a part of the parameters.
-        threads: Of PyTorch; None = as it finds them.
-    """
-
-    steps: int
-    batch_size: int = 64
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    clip: float | None = 1.0
-    precision: str = "32-true"
-    seed: int = 0
-    evaluations: int = 5
-    mixing: Literal["sum", "sample"] = "sum"
-    layer_decay: float = 1.0
-    patience: int | None = None
-    checkpoint_seconds: float = 20.0
-    checkpoint_steps: int | None = None
-    accumulate: int = 1
-    activation_checkpointing: bool = False
-    shard_parameters: bool = False
-    threads: int | None = 1
-
-
-@dataclass(frozen=True)
-class Task:
-    """One objective on one set of rows.
-
-    Attributes:
-        objective: Its heads are in the model.
-        collate: Makes batches of the rows; tasks that share it and their rows share their batches.
-        rows: ``(N,)`` numbers of the rows to train on.
-        weight: Factor of its loss, or with "sample" how often it is drawn.
-    """
-
-    objective: Objective
-    collate: Collator
-    rows: np.ndarray
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class TaskFit:
-    """What a training run came to. The best weights are in the model.
-
-    Attributes:
-        best_metric: Best of the figure that decides; NaN without ``validate``.
-        best_step: Step after which it was reached; without ``validate`` the last.
-        steps: Optimiser steps done.
-        seconds: Time in the loop, interrupted runs added up.
-        history: The records of ``metrics.jsonl``: ``step``, ``learning_rate``, ``train_loss``, ``objectives`` (mean
-            ``loss`` and figures of each since the last record, its ``steps`` and ``epochs``), ``validation``.
-        stopped_early: Training ended before the last step.
-    """
-
-    best_metric: float
-    best_step: int
-    steps: int
-    seconds: float
-    history: list[dict[str, Any]]
-    stopped_early: bool
-
-
-@dataclass
-class _State:
-    """The counters of a run: everything that is not a weight, a moment or a running sum."""
-
-    step: int = 0
-    best: float = math.inf
-    best_step: int = 0
-    stale: int = 0
-    seconds: float = 0.0
-    finished: bool = False
 
 
 def fit_tasks(
@@ -270,10 +173,10 @@ class _Loop:
         self.wrapped = device.wrap(self.optimizer)
         # Since the last evaluation, of this process: steps of each task, and sums of its loss and figures over them.
         self.sums: dict[str, Tensor] = {}
-        self.state = _State()
+        self.state = State()
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] | None = None
-        self.fingerprint = _fingerprint(settings, self.tasks, device.world_size)
+        self.fingerprint = fingerprint(settings, self.tasks, device.world_size)
 
     def open(self, resume: bool) -> None:
         """Take up the last checkpoint, or begin; refuse to write over a run."""
@@ -518,7 +421,7 @@ class _Loop:
         load_optimizer(self.optimizer, checkpoint)
         if self.device.sharded:
             self._scatter_moments()
-        self.state = _State(**saved["counters"])
+        self.state = State(**saved["counters"])
         share = float(self.device.rank == 0)  # the file holds the sums of all processes
         self.sums = {n: (value * share).to(self.device.device) for n, value in checkpoint.part("sums").items()}
         return int(saved["metrics_size"])
@@ -555,22 +458,3 @@ class _Loop:
             history=self.history,
             stopped_early=state.step < self.settings.steps,
         )
-
-
-def visual_tokens(model: TaskModel, batch: TaskBatch) -> int:
-    """How many visual tokens the model reads per row: what objectives draw for."""
-    if isinstance(model.stem, GridStem):
-        return model.stem.grid**2
-    return 0 if batch.regions is None else batch.regions.shape[1]
-
-
-def _fingerprint(settings: LoopSettings, tasks: Mapping[str, Task], world_size: int) -> dict[str, Any]:
-    """Everything that must agree for a run to be taken up again, by name."""
-    found: dict[str, Any] = {f"train.{k}": v for k, v in asdict(settings).items() if k not in _NOT_DECISIVE}
-    for name, task in tasks.items():
-        rows = torch.from_numpy(np.asarray(task.rows))
-        found[f"objective {name}"] = type(task.objective).__name__
-        found[f"weight of {name}"] = task.weight
-        found[f"rows of {name}"] = len(rows)
-        found[f"checksum of the rows of {name}"] = int(task.collate.keys[rows].sum())
-    return found | {"processes": world_size}

@@ -57,7 +57,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         "seeds": 3,
         "rates": [5e-4, 1e-3, 2e-3],
         "rounds": 25,
-        "worlds": {"scenes": {"scenes": (6000, 250, 500), "steps": 1000}, "easy-VQA": {"steps": 400}},
+        "worlds": {"scenes": {"scenes": (6000, 250, 500), "steps": 1200}, "easy-VQA": {"steps": 800}},
     },
     "full": {
         "seeds": 5,
@@ -246,17 +246,17 @@ FUSION_VQA = TaskStudy(
     title="Early, late and hybrid fusion in a model that answers questions",
     question="Where should picture and question meet, and what does it cost?",
     protocol=(
-        "Early: four joint layers. Late: two layers per modality, means concatenated. Hybrid: one layer per modality, two "
-        + "joint ones, plus the concatenated means of the modalities' own layers. Width, heads, batches of 64, steps, "
-        + "data and seeds are the same, parameters nearly so.",
-        "Scenes: two or three objects of three shapes and four colours, as regions; 4 questions a scene. easy-VQA: its "
-        + "64 pixels, 16 patches; 500 of its training pictures choose, 2,000 of its test questions judge.",
-        "Each strategy has the same learning rates tried on seed 0; the best on validation is taken for all seeds, and "
-        + "that run is seed 0. The weights of the best of five evaluations on validation are kept.",
-        "Models of one modality have the layout of early fusion, the middle rate, and never see the other modality. "
-        + "'Counted' is no model: the most frequent training answer to the very same question.",
-        "Intervals resample seeds and test questions, paired. Speed: forward passes of the three in turns in one process "
-        + "of one thread, medians; the other core works meanwhile.",
+        "Early: four joint layers. Late: two layers per modality, means concatenated.",
+        "Hybrid: one layer per modality, two joint ones, and the concatenated means of the modalities' own layers.",
+        "Width, heads, batches of 64, steps, data and seeds are the same, parameters nearly so.",
+        "Scenes: two or three objects of three shapes and four colours, as regions; 4 questions a scene.",
+        "easy-VQA: 64 pixels, 16 patches; 500 of its training pictures choose, 2,000 of its test questions judge.",
+        "Each strategy has the same learning rates tried on seed 0; the best on validation is taken for all seeds.",
+        "That run is seed 0. The weights of the best of five evaluations on validation are kept.",
+        "Models of one modality have the layout of early fusion, the middle rate, and never see the other modality.",
+        "'Counted' is no model: the most frequent training answer to the very same question.",
+        "Intervals resample seeds and test questions, paired.",
+        "Speed: passes of the three in turns in one process of one thread, medians; the other core works meanwhile.",
     ),
     jobs=jobs,
     tables=tables,

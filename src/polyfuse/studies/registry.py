@@ -6,6 +6,7 @@ from typing import Any
 from polyfuse.errors import UserError
 from polyfuse.registry import Registry
 from polyfuse.studies.aecf import AECF
+from polyfuse.studies.attention import ATTENTION
 from polyfuse.studies.bench import Study, run_study
 from polyfuse.studies.choice import CHOICE
 from polyfuse.studies.finetune import FINETUNE
@@ -18,7 +19,9 @@ from polyfuse.studies.task_bench import TaskStudy, run_task_study
 STUDIES = Registry("study", {"aecf": AECF, "choice": CHOICE, "imbalance": IMBALANCE})
 """Many arms on many data sets (``bench.py``)."""
 
-TASK_STUDIES = Registry("study", {"selfsup": SELFSUP, "finetune": FINETUNE, "fusion-vqa": FUSION_VQA})
+TASK_STUDIES = Registry(
+    "study", {"selfsup": SELFSUP, "finetune": FINETUNE, "fusion-vqa": FUSION_VQA, "attention": ATTENTION}
+)
 """Jobs of any kind (``task_bench.py``)."""
 
 

@@ -310,7 +310,9 @@ def draw_chart(chart: Chart, key: str) -> str:
     looks = []
     for place, one in enumerate(kept):
         number = (place if one.style is None else one.style) % len(OKABE_ITO)
-        look = Line(OKABE_ITO[number], SHAPES[number % len(SHAPES)], (0, (4, 2)) if one.dashed else DASHES[0])
+        marks = chart.markers and not one.dashed
+        shape = SHAPES[number % len(SHAPES)] if marks else ""
+        look = Line(OKABE_ITO[number], shape, (0, (4, 2)) if one.dashed else DASHES[0])
         looks.append(look)
         points = sorted(p for p in one.points if math.isfinite(p[1]))
         x, y = [p[0] for p in points], [p[1] for p in points]
@@ -318,7 +320,6 @@ def draw_chart(chart: Chart, key: str) -> str:
         if band:
             low, high = [p[2] for p in band], [p[3] for p in band]
             axes.fill_between([p[0] for p in band], low, high, color=look.colour, alpha=0.16, lw=0)
-        marks = chart.markers and not one.dashed
         style = {"marker": look.shape, "ms": 5, "mec": PAPER, "mew": 0.8} if marks else {}
         axes.plot(x, y, color=look.colour, lw=2.0, ls=look.dash, **style)
     scale = 100 if chart.percent else 1

@@ -2,8 +2,10 @@
 
 import csv
 import json
-from itertools import pairwise
+import re
+from itertools import pairwise, permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,9 @@ def test_scenes_have_their_parts_and_every_row_its_own_picture(name: str) -> Non
         5,
         2,
     ]
+    # Of a scene something else is said each time, nearly always.
+    twice = [a == b for i, (a, b) in enumerate(pairwise(data.texts)) if data.image_of[i] == data.image_of[i + 1]]
+    assert np.mean(twice) < 0.4
     for part, first, last in (("train", 0, 7), ("validation", 7, 10), ("test", 10, 15), ("novel", 15, 17)):
         assert set(data.image_of[data.rows(part)]) == set(range(first, last))
 
@@ -92,6 +97,29 @@ def test_a_false_statement_differs_in_one_thing_that_is_not_so() -> None:
             place = next(i for i, (a, b) in enumerate(zip(true.split(), text.split(), strict=True)) if a != b)
             column = ("size", "material", "colour", "shape").index(kind)
             assert " ".join(words[place - column : place - column + 4]) not in things
+
+
+def test_a_turned_relation_is_false_of_all_that_fits_the_words() -> None:
+    # Few words for many objects: several fit a description.
+    world: dict[str, Any] = {"side": 32, "colours": ("red", "blue"), "shapes": ("circle", "square"), "held_out": 0.0}
+    world |= {"sizes": ("small",), "materials": ("plain",), "least": 3, "most": 4}
+    data = load_source("scene_statements", train=150, validation=1, test=1, **world)
+    scenes = make_scenes(150, config=SceneConfig(**world))
+    assert data.kinds is not None
+    seen = 0
+    for row in data.rows("train"):
+        if data.kinds[row] != "relation":
+            continue
+        seen += 1
+        n, text = int(data.image_of[row]), data.texts[row]
+        found = re.search(r"a (\w+ \w+) (?:is )?(left of|right of|above|below) a (\w+ \w+)", text)
+        assert found is not None
+        things = [scenes.facts.describe(n, k, (2, 3)) for k in range(int(scenes.count[n]))]
+        axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[found[2]]
+        for i, j in permutations(range(len(things)), 2):
+            if (things[i], things[j]) == (found[1], found[3]):
+                assert sign * (scenes.centres[n, i, axis] - scenes.centres[n, j, axis]) > 0
+    assert seen > 9
 
 
 def test_regions_come_beside_or_instead_of_pixels() -> None:

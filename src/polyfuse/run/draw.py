@@ -37,12 +37,12 @@ def draw_box(picture: np.ndarray, box: Sequence[float], text: str, path: Path) -
     whole = Image.new("RGB", (image.width, image.height + (len(lines) * 13 // 10 + 1) * size), _STRIP)
     whole.paste(image)
     draw = ImageDraw.Draw(whole)
-    edge = max(2, min(image.size) // 160)
+    edge = max(3, min(image.size) // 140)
     x0, y0, x1, y1 = (
         round(share * side) for share, side in zip(box, (image.width - 1, image.height - 1) * 2, strict=True)
     )
     x1, y1 = max(x0, x1), max(y0, y1)
-    for grow, colour, width in ((edge, _EDGE, 3 * edge), (0, _BOX, edge)):
+    for grow, colour, width in ((edge, _EDGE, 2 * edge), (0, _BOX, edge)):  # the dark line lies outside
         outer = (
             max(x0 - grow, 0),
             max(y0 - grow, 0),

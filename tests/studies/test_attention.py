@@ -67,3 +67,4 @@ def test_smoke_runs_and_says_what_it_found(tmp_path: Path) -> None:
         assert np.isfinite(records.mean(SPEED, f"{arm} ms at 64", "scenes"))
     assert any("cross-modal" in row[0] for table in tables(records) for row in table.rows)
     assert any("multiply-adds" in text for text in verdict(records))
+    assert "no cross-modal map: the picture" in (tmp_path / "run" / "study.html").read_text(encoding="utf-8")

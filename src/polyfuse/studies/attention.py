@@ -235,23 +235,20 @@ def _example(arm: str, model: TaskModel, questions: Questions, row: int, k: int)
         top = torch.zeros_like(mask)
         top[weights.masked_fill(~mask, -1.0).topk(min(k, int(mask.sum()) - 1)).indices] = True
         said = [_said(model, batch, questions, keep) for keep in (mask, mask & ~top)]
-    total = float(weights[mask].sum()) or 1.0
+    weights, places = weights[mask] / weights[mask].sum().clamp(min=1e-9), visual.boxes[0][mask]
     boxes: tuple[tuple[str, list[float]], ...] = ()
-    if questions.data.regions is not None:
-        boxes = tuple(
-            (f"{100 * float(w) / total:.0f} %", box.tolist())
-            for w, box in zip(weights[mask], visual.boxes[0][mask], strict=True)
-        )
+    if questions.data.regions is not None:  # the first box is drawn in another colour: the most attended
+        order = weights.argsort(descending=True)
+        weights, places = weights[order], places[order]
+        boxes = tuple((f"{100 * float(w):.0f} %", box.tolist()) for w, box in zip(weights, places, strict=True))
     lines = (
         questions.data.texts[row],
         f"right: {questions.answer(row)}",
         f"says: {said[0]}",
         f"without the top {k}: {said[1]}",
-        "map: words' rollout"
-        if name == MAPS[0]
-        else "no attention between modalities: map of the picture's own layers",
+        "map: rollout of the words" if name == MAPS[0] else "no cross-modal map: the picture's own layers",
     )
-    return Example(questions.picture(row), lines, boxes, weights[mask].numpy(), title=arm)
+    return Example(questions.picture(row), lines, boxes, weights.numpy(), title=arm)
 
 
 def _said(model: TaskModel, batch: TaskBatch, questions: Questions, keep: Tensor) -> str:
@@ -274,7 +271,7 @@ ATTENTION = TaskStudy(
         "'last': the last map alone. 'readout': rollout, words and visual tokens averaged, as the answer is read.",
         "Removal: the k visual tokens of most weight are masked out: 1 of 2 or 3 regions, 4 of 16 patches.",
         "Gain: what that costs the true answer's probability more than removing k random ones does (five draws).",
-        "'Best possible' removes the tokens that cost most, found by trying every one.",
+        "'By trial' removes the k tokens that cost the truth most, each removed alone: for k = 1 the best possible.",
     ),
     jobs=jobs,
     tables=tables,

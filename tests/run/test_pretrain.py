@@ -1,6 +1,10 @@
 """`polyfuse pretrain`: a folder that holds what it promises, resumes to the same bits, and says what is wrong."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -263,3 +267,30 @@ def test_the_command_line(config: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.startswith("held-out loss\n")
     assert cli.run(["pretrain", str(config), "train.stps=2"]) == 2
     assert "did you mean 'steps'" in capsys.readouterr().err
+
+
+def test_two_processes_at_the_command_line_end_where_one_does(tmp_path: Path) -> None:
+    source = "{source: scene_captions, args: {train: 23, validation: 7, test: 1, side: 32}}"
+    text = CONFIG.replace("{source: toy, args: {rows: 41}}", source).replace(
+        "num_heads: 2}", "num_heads: 2, dropout: 0}"
+    )
+    config = tmp_path / "scenes.yaml"
+    config.write_text(text, encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def python(*words: str) -> str:
+        command = [sys.executable, "-W", "ignore", "-m", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)  # noqa: S603
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "polyfuse")
+    one, two = tmp_path / "one", tmp_path / "two"
+    printed = python(*launch, "pretrain", str(config), "--out", str(two), "--json")
+    two_figures = json.loads(printed)["held_out"]  # one process prints
+    one.mkdir()
+    for name in ("config.yaml", "words.json", "data.json"):  # the same tokenizer
+        shutil.copy(two / name, one / name)
+    one_figures = json.loads(python("polyfuse", "pretrain", "--resume", str(one), "--json"))["held_out"]
+    assert two_figures == pytest.approx(one_figures, abs=1e-4)
+    assert TaskModel.from_pretrained(two / "model").config == TaskModel.from_pretrained(one / "model").config

@@ -36,7 +36,10 @@ def section(report: Report) -> str:
     # Neither the number of processes nor an arm done again changes what the records hold.
     commands = "; ".join(f"`{re.sub(r' --(only|workers|out) [^ ]+', '', c)}`" for c in report["commands"])
     minutes = report["seconds"] / 60
-    lines = [f"Printed by {commands}: {report['seeds']} seeds, {minutes:.0f} minutes of one core. {report['question']}", ""]
+    lines = [
+        f"Printed by {commands}: {report['seeds']} seeds, {minutes:.0f} minutes of one core. {report['question']}",
+        "",
+    ]
     lines += [line for text in report["verdict"] for line in (f"> {text}", ">")][:-1]
     for found in report["tables"]:
         if found["rows"]:

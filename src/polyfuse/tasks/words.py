@@ -45,13 +45,14 @@ class WordTokenizer:
         """
         if vocab_size <= len(SPECIALS):
             raise ValueError(f"vocab_size must be above {len(SPECIALS)}, the special tokens, got {vocab_size}")
-        tokenizer = Tokenizer(models.BPE(unk_token="[UNK]", end_of_word_suffix="</w>"))  # noqa: S106 (no password)
+        tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))  # noqa: S106 (a token of a text, not a password)
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=list(SPECIALS), end_of_word_suffix="</w>", show_progress=False
+        # A mark before each word: the library numbers the marks that stand behind words in an order that varies.
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Whitespace(), pre_tokenizers.Metaspace(prepend_scheme="always")]
         )
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIALS), show_progress=False)
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)
 

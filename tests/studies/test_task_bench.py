@@ -18,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # worker processes take it over: they must be able to import the study
 
-from task_toy import ROWS, TOY, jobs
+from dice_study import ROWS, TOY, jobs
 
 from polyfuse.cli import run as polyfuse
 from polyfuse.errors import UserError

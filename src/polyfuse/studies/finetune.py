@@ -24,6 +24,7 @@ from polyfuse.studies.task_worlds import (
     new_model,
     objective_curves,
     pretrain,
+    save_model,
     scene_world,
     tune,
 )
@@ -101,8 +102,9 @@ def jobs(scale: str) -> list[TaskJob]:
 
 def run_pretrain(job: TaskJob, folder: Path) -> Outcome:
     """Learn from captions without answers, and keep the weights."""
-    model, fit = pretrain(scene_world(**job.options["sizes"]), job.seed, job.options["steps"])
-    model.save_pretrained(folder)
+    world = scene_world(**job.options["sizes"])
+    model, fit = pretrain(world, job.seed, job.options["steps"])
+    save_model(model, world, folder)
     figures = {"seconds": fit.seconds, "trainable": float(trainable_count(model)), "steps": float(fit.steps)}
     return Outcome(figures, objective_curves(fit))
 
@@ -110,7 +112,10 @@ def run_pretrain(job: TaskJob, folder: Path) -> Outcome:
 def run_tune(job: TaskJob, folder: Path) -> Outcome:
     """Fine-tune one way on one task."""
     world = scene_world(**job.options["sizes"])
-    model = load_model(job.folder_of(*job.needs[0])) if job.needs else new_model(world, job.seed)
+    if job.needs:
+        model, world = load_model(job.folder_of(*job.needs[0]), world)
+    else:
+        model = new_model(world, job.seed)
     steps = job.options["steps"]
     counted: dict[str, int] = {}
 

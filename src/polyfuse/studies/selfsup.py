@@ -33,6 +33,7 @@ from polyfuse.studies.task_worlds import (
     new_model,
     objective_curves,
     pretrain,
+    save_model,
     tune,
     world_of,
 )
@@ -106,8 +107,9 @@ def jobs(scale: str) -> list[TaskJob]:
 
 def run_pretrain(job: TaskJob, folder: Path) -> Outcome:
     """Learn from the plain rows and keep the weights."""
-    model, fit = pretrain(world_of(job.options), job.seed, job.options["steps"])
-    model.save_pretrained(folder)
+    world = world_of(job.options)
+    model, fit = pretrain(world, job.seed, job.options["steps"])
+    save_model(model, world, folder)
     figures = {"seconds": fit.seconds, "parameters": float(trainable_count(model)), "steps": float(fit.steps)}
     return Outcome(figures, objective_curves(fit))
 
@@ -115,7 +117,10 @@ def run_pretrain(job: TaskJob, folder: Path) -> Outcome:
 def run_tune(job: TaskJob, folder: Path) -> Outcome:
     """Fine-tune what was pre-trained, or a new model, on a share of the labels."""
     world = world_of(job.options)
-    model = load_model(job.folder_of(*job.needs[0])) if job.needs else new_model(world, job.seed)
+    if job.needs:
+        model, world = load_model(job.folder_of(*job.needs[0]), world)
+    else:
+        model = new_model(world, job.seed)
     steps = job.options["steps"]
     loop = LoopSettings(steps=steps, seed=job.seed, evaluations=min(steps, 10))
     options = FineTune(world.task, loop, labels=SHARES[job.setting], hide=job.options.get("hide"), validation_rows=600)

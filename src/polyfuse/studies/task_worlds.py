@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from polyfuse.report.task_page import Example
-from polyfuse.tasks.batch import Collator, TaskData
+from polyfuse.tasks.batch import TRAIN, Collator, TaskData
 from polyfuse.tasks.model import TaskModel
 from polyfuse.tasks.objectives import OBJECTIVES
 from polyfuse.tasks.words import WordTokenizer
@@ -57,8 +57,27 @@ class World:
 
 
 @lru_cache(maxsize=2)
-def scene_world(*, train: int, validation: int, test: int, novel: int = 0, dim: int = 64, layers: int = 2) -> World:
-    """Questions about scenes, and captions of the same scenes; regions in place of pixels, as UNITER reads them."""
+def scene_world(
+    *,
+    train: int,
+    validation: int,
+    test: int,
+    novel: int = 0,
+    labelled: int | None = None,
+    dim: int = 64,
+    layers: int = 2,
+) -> World:
+    """Questions about scenes, and captions of the same scenes; regions in place of pixels, as UNITER reads them.
+
+    Args:
+        train: Scenes with captions.
+        validation: Likewise, with questions too.
+        test: Likewise.
+        novel: Scenes of combinations held out.
+        labelled: Training scenes that questions are asked about; None = all.
+        dim: Width of the model.
+        layers: Its layers.
+    """
     from polyfuse.tasks.sources import load_source
 
     sizes = {"train": train, "validation": validation, "test": test, "novel": novel}
@@ -79,6 +98,8 @@ def scene_world(*, train: int, validation: int, test: int, novel: int = 0, dim: 
     objectives = {"contrast": 1.0, "match": 1.0, "masked_words": 2.0, "masked_features": 0.5, "masked_classes": 0.5}
     assert asked.images is not None  # noqa: S101 - not left out
     bare, told = replace(asked, images=None), replace(said, images=None)  # the model reads regions alone
+    if labelled is not None:
+        bare = bare.take(np.flatnonzero((bare.part != TRAIN) | (bare.image_of < labelled)))
     return World("scenes", "vqa", bare, told, words, model, objectives, asked.images)
 
 
@@ -182,9 +203,19 @@ def tune(model: TaskModel, world: World, options: FineTune, **more: Any) -> Fine
     return fine_tune(model, data, world.words, options, **more)
 
 
-def load_model(folder: Path) -> TaskModel:
-    """Of an earlier job."""
-    return TaskModel.from_pretrained(folder).train()
+_WORDS = "words.json"
+
+
+def save_model(model: TaskModel, world: World, folder: Path) -> None:
+    """Weights and tokenizer, for later jobs."""
+    model.save_pretrained(folder)
+    world.words.write(folder / _WORDS)
+
+
+def load_model(folder: Path, world: World) -> tuple[TaskModel, World]:
+    """Of an earlier job, which may have been another process: the world with the tokenizer that its model learned."""
+    words = WordTokenizer.read(folder / _WORDS)
+    return TaskModel.from_pretrained(folder).train(), replace(world, words=words)
 
 
 def answer_examples(world: World, found: FineTuned, count: int, title: str = "", part: str = "test") -> list[Example]:

@@ -24,7 +24,7 @@ def test_every_arm_has_every_share_and_equal_steps() -> None:
         found = jobs(scale)
         keys = {job.key for job in found}
         for world, size in sizes.items():
-            assert size["seeds"] >= (2 if scale == "smoke" else 3)
+            assert size["seeds"] >= (1 if scale == "smoke" else 3)
             for share in SHARES:
                 mine = {
                     arm: next(j for j in found if j.key == (arm_of(world, arm), 0, share))
@@ -40,11 +40,11 @@ def test_every_arm_has_every_share_and_equal_steps() -> None:
 def test_it_runs(tmp_path: Path) -> None:
     result = run_task_study(replace(SELFSUP, jobs=few), scale="smoke", out=tmp_path / "study", workers=1)
     assert result.failed == ()
-    assert result.done == 10  # both pre-trainings, three arms at two shares, two ceilings
+    assert result.done == 11  # every pre-training, three arms at two shares, two ceilings
     records = read_records(result.records)
     assert 0 <= records.mean(arm_of("scenes", TUNED), "accuracy", "1 %") <= 1
     assert records.mean(arm_of("scenes", LONG), "steps", "100 %") == 9
-    assert set(records.curve_names(arm_of("emoji", PRETRAIN))) >= {"train contrast", "train masked_patches"}
+    assert records.curve_names(arm_of("emoji", PRETRAIN)) == ["train contrast"]
     text = (tmp_path / "study" / "study.html").read_text()
     assert "<image" in text
     assert "words alone, all labels" in text

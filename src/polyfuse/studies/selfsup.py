@@ -45,33 +45,39 @@ SHARES = {"1 %": 0.01, "5 %": 0.05, "10 %": 0.1, "100 %": 1.0}
 FEW = ("1 %", "5 %", "10 %")
 PRETRAIN, TUNED, LONG, SHORT = "pre-training", "pre-trained", "from scratch, all steps", "from scratch, tuning steps"
 ALONE = {"text": "words alone", "image": "picture alone"}
-NAMES = {"scenes": "questions about scenes", "emoji": "classes of emoji"}
+NAMES = {"scenes": "questions about scenes", "glyphs": "questions about letters", "emoji": "classes of emoji"}
 
-#: Per scale and world: seeds, steps of pre-training and of fine-tuning, arguments of the world.
+#: Per scale and world: seeds; steps of pre-training, of fine-tuning and of a modality alone; arguments of the world.
 SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "smoke": {
         "scenes": {
-            "seeds": 2, "pretrain": 6, "tune": 3,
+            "seeds": 2, "pretrain": 6, "tune": 3, "alone": 3,
             "sizes": {"train": 100, "validation": 5, "test": 11, "dim": 16, "layers": 1},
         },
-        "emoji": {"seeds": 2, "pretrain": 6, "tune": 3, "sizes": {"dim": 16, "layers": 1, "limit": 400}},
+        "glyphs": {
+            "seeds": 1, "pretrain": 6, "tune": 3, "alone": 3,
+            "sizes": {"dim": 16, "layers": 1, "limit": 500, "test": 50},
+        },
+        "emoji": {"seeds": 1, "pretrain": 6, "tune": 3, "alone": 3, "sizes": {"dim": 16, "layers": 1, "limit": 400}},
     },
     "small": {
         "scenes": {
-            "seeds": 3, "pretrain": 2000, "tune": 400, "sizes": {"train": 6000, "validation": 150, "test": 500}
+            "seeds": 3, "pretrain": 3000, "tune": 600, "alone": 1000,
+            "sizes": {"train": 6000, "labelled": 2000, "validation": 150, "test": 500},
         },
-        "emoji": {"seeds": 3, "pretrain": 800, "tune": 200, "sizes": {}},
+        "glyphs": {"seeds": 3, "pretrain": 800, "tune": 150, "alone": 500, "sizes": {"test": 2000}},
+        "emoji": {"seeds": 3, "pretrain": 400, "tune": 150, "alone": 300, "sizes": {}},
     },
     "full": {
         "scenes": {
-            "seeds": 5,
-            "pretrain": 10_000,
-            "tune": 2000,
-            "sizes": {"train": 12_000, "validation": 250, "test": 1000, "dim": 96, "layers": 3},
+            "seeds": 5, "pretrain": 10_000, "tune": 2000, "alone": 2000,
+            "sizes": {"train": 12_000, "labelled": 4000, "validation": 250, "test": 1000, "dim": 96, "layers": 3},
         },
-        "emoji": {"seeds": 5, "pretrain": 4000, "tune": 600, "sizes": {"dim": 96, "layers": 3}},
+        "glyphs": {"seeds": 5, "pretrain": 6000, "tune": 600, "alone": 2000, "sizes": {"dim": 96, "layers": 3}},
+        "emoji": {"seeds": 5, "pretrain": 800, "tune": 300, "alone": 600, "sizes": {"dim": 96, "layers": 3}},
     },
 }  # fmt: skip
+PATIENCE = 5
 
 
 def arm_of(world: str, arm: str) -> str:
@@ -100,7 +106,7 @@ def jobs(scale: str) -> list[TaskJob]:
                 found.append(TaskJob(arm_of(world, TUNED), seed, run_tune, share, ((mine, seed),), options))
                 found.append(TaskJob(arm_of(world, SHORT), seed, run_tune, share, options=options))
             for hide, arm in (("image", ALONE["text"]), ("text", ALONE["image"])):
-                options = {**base, "steps": both, "hide": hide}
+                options = {**base, "steps": size["alone"], "hide": hide}
                 found.append(TaskJob(arm_of(world, arm), seed, run_tune, "100 %", options=options))
     return found
 
@@ -122,21 +128,22 @@ def run_tune(job: TaskJob, folder: Path) -> Outcome:
     else:
         model = new_model(world, job.seed)
     steps = job.options["steps"]
-    loop = LoopSettings(steps=steps, seed=job.seed, evaluations=min(steps, 10))
+    loop = LoopSettings(steps=steps, lr=world.lr, seed=job.seed, evaluations=min(steps, 12), patience=PATIENCE)
     options = FineTune(world.task, loop, labels=SHARES[job.setting], hide=job.options.get("hide"), validation_rows=600)
     found = tune(model, world, options, parts=("test",))
     shown = job.seed == 0 and job.setting in ("1 %", "10 %") and job.arm.endswith((TUNED, LONG))
-    return outcome_of(world, found, f"{job.setting} of the labels: {job.arm}" if shown else "")
+    return outcome_of(world, found, steps, f"{job.setting} of the labels: {job.arm}" if shown else "")
 
 
-def outcome_of(world: World, found: FineTuned, title: str = "") -> Outcome:
+def outcome_of(world: World, found: FineTuned, steps: int, title: str = "") -> Outcome:
     """Figures of the test rows, curves, and for a titled job two examples where the world has pictures."""
     judged = found.judgements["test"]
     figures = {
         "accuracy": judged.figures["accuracy"],
         "commonest": judged.figures["commonest"],
         "seconds": found.fit.seconds,
-        "steps": float(found.fit.steps),
+        "steps": float(steps),
+        "done": float(found.fit.steps),
         "best_step": float(found.fit.best_step),
     }
     figures |= {f"accuracy of {line['kind']}": float(line["accuracy"]) for line in judged.by_kind[1:]}
@@ -173,11 +180,11 @@ def tables(records: Records) -> list[Table]:
             )
         )
         costs = [Column("steps", "steps", "", "count"), Column("seconds", "training", "s", "seconds")]
-        costs += [Column("best_step", "best step", "", "count")]
+        costs += [Column("done", "done", "", "count"), Column("best_step", "best", "step", "count")]
         last = [Column(c.metric, c.head, c.unit, c.kind, "", "100 %") for c in costs]
         first = figure_table(records, f"Costs on {name}", costs[:2], [arm_of(world, PRETRAIN)])
         rest = figure_table(records, f"Costs on {name}, with all labels", last, arms)
-        empty = (*((name, (*cells, Cell("–")), c) for name, cells, c in first.rows), *rest.rows)
+        empty = (*((name, (*cells, Cell("–"), Cell("–")), c) for name, cells, c in first.rows), *rest.rows)
         out.append(Table(rest.title, rest.columns, tuple((n.partition(": ")[2], c, k) for n, c, k in empty), keep=3))
     return out
 
@@ -269,22 +276,26 @@ def _and(items: list[str]) -> str:
 
 
 _PROTOCOL = """
-Scenes: drawn pictures of two or three objects, read as regions; questions with answers by program are the
-labels, captions of the training scenes the plain rows.
+Scenes: drawn pictures of two or three objects, read as regions. Questions with answers by program are the labels, asked
+about a third of the training scenes; captions of all training scenes are the plain rows.
 
-Emoji: 3,696 real drawings in two styles with English names, nine classes, split by concept; the plain rows are
-the training pictures with their names.
+Glyphs: 23,576 pictures of characters in six faces, split by character. Questions about letters (small or capital, which
+script, which mark) are the labels, the Unicode names of all training characters the plain rows.
 
-Pre-training mixes contrast, matching, masked words and masked regions (scenes: features and classes) or masked
-patches (emoji), one objective a step, drawn by weight; its last weights are kept.
+Emoji: 3,696 real drawings in two styles with English names, from which words that announce the class are taken out;
+nine classes, split by concept. The plain rows are the training pictures with their names.
 
-Pre-trained: as many fine-tuning steps as “tuning steps”, the whole model. From scratch, all steps: the steps of
-the pre-training are added, so that the total is equal. From scratch, tuning steps: they are not.
+Pre-training mixes contrast, matching, masked words and masked regions (scenes: features and classes) or patches
+(glyphs), one objective a step, drawn by weight; emoji have contrast alone. The last weights are kept.
 
-Labels are drawn by picture; the arms of a seed get the same; the best weights are chosen on validation rows,
-which have all their labels, for every arm alike.
+Pre-trained: the whole model is fine-tuned for as many steps as “tuning steps”. From scratch, all steps: those of the
+pre-training are added, so that the total is equal. A training on labels ends when five of its twelve evaluations in a
+row bring nothing better; the table of costs says how far it went.
 
-Words alone and picture alone: the model never sees the other, with all labels and all steps.
+Labels are drawn by picture; the arms of a seed get the same, and the same learning rate; the best weights are chosen on
+validation rows, which have all their labels, for every arm alike.
+
+Words alone and picture alone: the model never sees the other, with all labels, until it gains no more.
 
 Intervals: 95 %, test rows and seeds resampled together, paired.
 """

@@ -340,7 +340,9 @@ def console_lines(report: TaskReport, width: int = 120) -> list[str]:
     """Title, verdict and tables for a terminal of ``width`` columns."""
     out = [*textwrap.wrap(report.title, width), ""]
     for text in report.verdict:
-        out += textwrap.wrap(text, width, initial_indent="• ", subsequent_indent="  ")
+        bound = text.replace(" %", "\N{NO-BREAK SPACE}%")  # a unit stays with its number
+        lines = textwrap.wrap(bound, width, initial_indent="• ", subsequent_indent="  ")
+        out += [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
     for table in report.tables:
         if table.rows:
             out += ["", *textwrap.wrap(table.title, width), *table.lines(width)]

@@ -168,7 +168,7 @@ def tables(records: Records) -> list[Table]:
         heads = (("Arm", ""), *((share, "of labels, %") for share in SHARES))
         out.append(Table(f"Accuracy on {name}, by share of labels", heads, tuple(rows), keep=4))
         gains = []
-        for other, label in ((LONG, "against scratch, equal total steps"), (SHORT, "against scratch, tuning steps")):
+        for other, label in ((LONG, "− scratch, all steps"), (SHORT, "− scratch, tuning steps")):
             gaps = [records.gap(arms[0], arm_of(world, other), "accuracy", share) for share in SHARES]
             gains.append((label, tuple(map(gap_cell, gaps)), ""))
         out.append(
@@ -203,7 +203,7 @@ def charts(records: Records) -> list[Chart]:
         out.append(chart)
         few = [(f"{arm}, {part}", arm_of(world, arm), f"{part} loss", "10 %")
                for arm in (TUNED, LONG) for part in ("train", "validation")]  # fmt: skip
-        style = {label: (place // 2, "train" in label) for place, (label, *_) in enumerate(few)}
+        style = {label: (place // 2, label.endswith("train")) for place, (label, *_) in enumerate(few)}
         out.append(
             curve_chart(records, f"{name}: over-fitting at 10 %", few, y="loss, nats", style=style, log=True,
                         note="Dashed: training rows. The best weights on validation rows are kept.")
@@ -239,6 +239,10 @@ def verdict(records: Records) -> list[str]:
             out.append(f"The expected gain at 1 to 10 % is not there throughout on {name}: not at {missed}.")
         if lost:
             out.append(f"It surely loses on {name} with {_and(lost)} of the labels.")
+        short = {s: records.gap(arm_of(world, TUNED), arm_of(world, SHORT), "accuracy", s) for s in SHARES}
+        parts = [f"{gap_words(gap)} with {share}" for share, gap in short.items() if gap is not None]
+        if parts:
+            out.append(f"Against training from scratch with as many steps as the fine-tuning has: {'; '.join(parts)}.")
         enough = _equal_share(records, world)
         if enough:
             out.append(enough)

@@ -22,7 +22,17 @@ from dice_study import ROWS, TOY, jobs
 
 from polyfuse.cli import run as polyfuse
 from polyfuse.errors import UserError
-from polyfuse.report.task_page import Example, TaskReport, console_lines, png_text, task_html
+from polyfuse.report.svg import drawing
+from polyfuse.report.task_page import (
+    Chart,
+    ChartLine,
+    Example,
+    TaskReport,
+    console_lines,
+    draw_chart,
+    png_text,
+    task_html,
+)
 from polyfuse.studies.registry import TASK_STUDIES, every_study, study_named
 from polyfuse.studies.task_bench import Outcome, TaskJob, run_task_study
 from polyfuse.studies.task_records import SCHEMA, Column, Gap, Records, figure_table, gap_words, read_records
@@ -235,6 +245,14 @@ def test_the_console_fits_80_and_120_columns(out: Path) -> None:
         assert max(map(len, console_lines(report, width))) <= width
     assert "▲" in "\n".join(console_lines(report, 80))
     assert task_html(TaskReport("toy", "A toy", "?")).startswith("<!doctype html>")
+
+
+def test_a_logarithmic_axis_has_plain_numbers() -> None:
+    points = tuple((x, x / 100, math.nan, math.nan) for x in (12.0, 40.0, 90.0))
+    with drawing():
+        svg = draw_chart(Chart("T", (ChartLine("a", points),), "step", "loss", log=True), "key")
+    assert "mathdefault" not in svg
+    assert ">50<" in svg
 
 
 def records_of(values: dict[str, list[float]]) -> Records:

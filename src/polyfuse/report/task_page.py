@@ -328,6 +328,11 @@ def draw_chart(chart: Chart, key: str) -> str:
         axes.set_xticks([x for x, _ in chart.ticks], [text for _, text in chart.ticks], minor=False)
         axes.minorticks_off()
     else:
+        if chart.log:
+            from matplotlib.ticker import LogLocator
+
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.minorticks_off()
         axes.xaxis.set_major_formatter(lambda v, _: f"{v:,.4g}")
     canvas.text(0, 10, shorten(chart.y, 350, SMALL), color=MUTED, fontsize=SMALL)
     canvas.text(198, 252, shorten(chart.x, 300, SMALL), ha="center", color=MUTED, fontsize=SMALL)

@@ -258,9 +258,9 @@ def load_model(folder: Path, world: World) -> tuple[TaskModel, World]:
 
 
 def answer_examples(world: World, found: FineTuned, count: int, title: str = "", part: str = "test") -> list[Example]:
-    """The first pictures of a part with what was asked, what was said and what is right."""
+    """Pictures from all over a part with what was asked, what was said and what is right."""
     said, shown = found.judgements[part].predictions, []
-    for row in range(min(count, len(said["row"]))):
+    for row in np.linspace(0, len(said["row"]) - 1, count).astype(int).tolist():
         mark = "" if said["score"][row] >= 0.5 else f", right: {said['answer'][row]}"
         lines = (said["text"][row], f"answer: {said['predicted'][row]}{mark}")
         shown.append(Example(world.pictures[said["picture"][row]], lines, title=title))

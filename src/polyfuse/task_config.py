@@ -36,7 +36,9 @@ class WordsConfig(_Frozen):
 class TaskModelConfig(_Frozen):
     """The model. Size of pictures, width of regions and number of words come from the data."""
 
-    backbone: str = Field(default="multimodal", description="multimodal, uniter, vilbert or visual_bert")
+    backbone: str = Field(
+        default="multimodal", description="multimodal, uniter, vilbert, visual_bert; clip, mobileclip, mmbert, mmbt"
+    )
     backbone_options: dict[str, Any] = Field(
         default_factory=dict, description="its arguments: {num_layers: 4, num_heads: 4, dropout: 0.1, fusion: early}"
     )

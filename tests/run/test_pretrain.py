@@ -124,10 +124,13 @@ def test_the_table_has_a_line_per_objective(config: Path, tmp_path: Path) -> Non
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize("step", [0, 3, 6])
+@pytest.mark.parametrize(
+    ("step", "backbone"), [(0, "uniter"), (3, "uniter"), (6, "uniter"), (3, "clip"), (3, "mmbert"), (3, "mmbt")]
+)
 def test_a_killed_run_resumes_to_the_same_model(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, backbone: str
 ) -> None:
+    config.write_text(CONFIG.replace("uniter", backbone), encoding="utf-8")
     whole = run(config, tmp_path / "whole")
     original = task_loop._Loop._train
     trained: list[int] = []
@@ -223,6 +226,8 @@ def test_regions_in_place_of_pixels(config: Path, tmp_path: Path) -> None:
         (["data.objectives=[contrast]"], "objective 'masked_words' cannot train: no source lists it"),
         (["model.inputs=regions"], "'contrast' cannot train: source 'toy' has no regions"),
         (["train.shard_parameters=true"], "needs several processes"),
+        (["model.backbone=clip", "model.inputs=regions", "data.args.regions=true"], "'clip' looks at pixels itself"),
+        (["model.backbone=mmbert", "objectives.masked_patches=1"], "visual tokens of backbone 'mmbert' are no places"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_no_folder(

@@ -69,6 +69,11 @@ def build_parts(config: PretrainConfig, words: WordTokenizer | None = None) -> P
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = _model(config.model, data, len(words))
+        if "masked_patches" in config.objectives and getattr(model.stem, "grid", None) == 0:
+            raise UserError(
+                f"objective 'masked_patches' cannot train: the visual tokens of backbone '{config.model.backbone}' are "
+                "no places; leave it out"
+            )
         made = {name: OBJECTIVES[name](model, **_head(name, data, uses, answers)) for name in config.objectives}
     tasks: dict[str, Task] = {}
     held_out: dict[str, tuple[Collator, np.ndarray]] = {}

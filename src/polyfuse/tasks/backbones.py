@@ -1,9 +1,11 @@
 """The models behind one interface: visual tokens and words in, states of both and one vector per row out.
 
+Here are those that read any visual tokens; ``eyes.py`` has those that look at the pixels themselves.
+
 Shapes: B rows, T words, P visual tokens, D width. Masks: True = present.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +15,8 @@ from polyfuse.models.uniter import UNITER
 from polyfuse.models.vilbert import ViLBERT
 from polyfuse.models.visual_bert import VisualBert
 from polyfuse.registry import Registry
-from polyfuse.tasks.stem import VisualTokens, seven
-
-
-class States(NamedTuple):
-    """What a backbone makes of a batch.
-
-    Attributes:
-        text: ``(B, T, D)``.
-        image: ``(B, P, D)``.
-        pooled: ``(B, D)``, of what is present.
-    """
-
-    text: Tensor
-    image: Tensor
-    pooled: Tensor
+from polyfuse.tasks.eyes import CLIPBackbone, MMBERTBackbone, MMBTBackbone, MobileCLIPBackbone
+from polyfuse.tasks.stem import States, VisualTokens, seven
 
 
 class MultimodalBackbone(nn.Module):
@@ -245,10 +234,14 @@ class VisualBertBackbone(nn.Module):
         return States(output.text, output.regions, output.pooled)
 
 
-#: Backbones by name; each takes ``(vocab_size, dim, max_length, **options)``.
+#: Backbones by name; each takes ``(vocab_size, dim, max_length, **options)``. Those of ``eyes.py`` bring a stem.
 BACKBONES = Registry(
     "backbone",
     {
+        "clip": CLIPBackbone,
+        "mmbert": MMBERTBackbone,
+        "mmbt": MMBTBackbone,
+        "mobileclip": MobileCLIPBackbone,
         "multimodal": MultimodalBackbone,
         "uniter": UniterBackbone,
         "vilbert": ViLBERTBackbone,

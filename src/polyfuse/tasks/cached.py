@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyfuse.tasks.backbones import States
 from polyfuse.tasks.batch import Regions, TaskBatch, TaskData
 from polyfuse.tasks.model import Encoded, TaskModel
-from polyfuse.tasks.stem import VisualTokens
+from polyfuse.tasks.stem import RegionStem, States, VisualTokens
 
 _AT_ONCE = 128
 MOST_BYTES = 2 << 30
@@ -78,8 +77,9 @@ def frozen_features(
 
 
 def _tokens(model: TaskModel, data: TaskData) -> int:
-    grid = getattr(model.stem, "grid", None)
-    return int(grid) ** 2 if grid is not None else 0 if data.regions is None else data.regions.mask.shape[1]
+    if isinstance(model.stem, RegionStem):
+        return 0 if data.regions is None else data.regions.mask.shape[1]
+    return model.stem.grid**2 + getattr(model.stem, "whole", 0)
 
 
 class _Ready(nn.Module):

@@ -17,9 +17,10 @@ from polyfuse.losses.scale import LearnableScale
 from polyfuse.models.captioner import Captioner
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.pretrained import PretrainedModel, arguments
-from polyfuse.tasks.backbones import BACKBONES, States
+from polyfuse.tasks.backbones import BACKBONES
 from polyfuse.tasks.batch import TaskBatch
-from polyfuse.tasks.stem import GridStem, RegionStem, VisualTokens
+from polyfuse.tasks.eyes import Eye
+from polyfuse.tasks.stem import GridStem, RegionStem, States, VisualTokens
 from polyfuse.tasks.words import BOS, EOS, PAD
 
 
@@ -53,7 +54,7 @@ class TaskModel(PretrainedModel):
         max_length: Most words of a text, marks included.
         side: Pixels of a picture.
         patch: Pixels of a patch.
-        stem: "conv" or "patches".
+        stem: "conv" or "patches"; not read by backbones that look at pixels themselves.
         region_dim: Read regions of this width in place of pixels.
         embed_dim: Width E of the embeddings for retrieval.
 
@@ -92,10 +93,18 @@ class TaskModel(PretrainedModel):
         config = arguments(locals())
         super().__init__()
         self.config, self.dim, self.embed_dim = config, dim, embed_dim
-        self.stem: GridStem | RegionStem = (
-            GridStem(side, patch, dim, stem) if region_dim is None else RegionStem(region_dim, dim)
-        )
-        self.backbone = BACKBONES[backbone](vocab_size, dim, max_length, **(backbone_options or {}))
+        make: Any = BACKBONES[backbone]
+        options = dict(backbone_options or {})
+        self.stem: GridStem | RegionStem | Eye
+        if hasattr(make, "take_stem"):
+            if region_dim is not None:
+                raise ValueError(f"backbone '{backbone}' looks at pixels itself: it cannot read regions")
+            reader = make(vocab_size, dim, max_length, **options)
+            self.stem = reader.take_stem(side, patch)
+            self.backbone = reader
+        else:
+            self.stem = GridStem(side, patch, dim, stem) if region_dim is None else RegionStem(region_dim, dim)
+            self.backbone = make(vocab_size, dim, max_length, **options)
 
     def encode(self, batch: TaskBatch, *, text: Tensor | None = None, hide: Tensor | None = None) -> Encoded:
         """States of both sides.

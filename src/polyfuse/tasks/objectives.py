@@ -184,7 +184,8 @@ class MaskedPatches(Objective):
         hide = choose_patches(here, draws["patches"], self.rate)
         encoded = model.encode(batch, hide=hide)
         wanted = patches(batch.image, model.config["patch"])
-        return masked_patches(model.heads["pixels"](encoded.states.image), wanted, hide), {}
+        cells = encoded.states.image[:, : hide.shape[1]]  # a class token stands behind them
+        return masked_patches(model.heads["pixels"](cells), wanted, hide), {}
 
 
 class MaskedFeatures(Objective):

@@ -16,7 +16,7 @@ class VisualTokens(NamedTuple):
     """What a backbone reads of the pictures.
 
     Attributes:
-        states: ``(B, P, D)``, zero at absent tokens.
+        states: ``(B, P, D)``, zero at absent tokens (MMBT reads ``(B, P, C)``, channels of its ResNet).
         boxes: ``(B, P, 4)``: x0, y0, x1, y1 as shares of the picture.
         mask: ``(B, P)`` bool; False throughout where the row has no picture.
     """
@@ -24,6 +24,20 @@ class VisualTokens(NamedTuple):
     states: Tensor
     boxes: Tensor
     mask: Tensor
+
+
+class States(NamedTuple):
+    """What a backbone makes of a batch.
+
+    Attributes:
+        text: ``(B, T, D)``.
+        image: ``(B, P, D)``.
+        pooled: ``(B, D)``, of what is present.
+    """
+
+    text: Tensor
+    image: Tensor
+    pooled: Tensor
 
 
 class GridStem(nn.Module):
@@ -68,27 +82,36 @@ class GridStem(nn.Module):
         Raises:
             ValueError: If there are no pictures of the right size.
         """
-        image = batch.image
-        if image is None or image.shape[1:] != (3, self.side, self.side):
-            got = None if image is None else tuple(image.shape)
-            raise ValueError(f"image must be (B, 3, {self.side}, {self.side}), got {got}")
-        there = batch.present[:, 0]
-        image = image.masked_fill(~there[:, None, None, None], 0.0)
-        if hide is not None:
-            cells = hide.view(-1, 1, self.grid, self.grid)
-            image = image.masked_fill(cells.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3), 0.5)
+        image = seen_pixels(batch, self.side, hide, self.grid)
         states = self.net(2 * image - 1).flatten(2).transpose(1, 2)
         if hide is not None:
             states = torch.where(hide[..., None], self.hidden, states)
-        mask = there[:, None].expand(-1, states.shape[1])
+        mask = batch.present[:, :1].expand(-1, states.shape[1])
         states = (states + self.places).masked_fill(~mask[..., None], 0.0)
-        return VisualTokens(states, self.boxes(image)[None].expand(len(image), -1, -1), mask)
+        return VisualTokens(states, cell_boxes(self.grid, image.device).expand(len(image), -1, -1), mask)
 
-    def boxes(self, like: Tensor) -> Tensor:
-        """``(P, 4)``: where each token looks, row by row."""
-        step = torch.arange(self.grid, device=like.device, dtype=torch.float32) / self.grid
-        top, left = (part.flatten() for part in torch.meshgrid(step, step, indexing="ij"))
-        return torch.stack([left, top, left + 1 / self.grid, top + 1 / self.grid], dim=1)
+
+def seen_pixels(batch: TaskBatch, side: int, hide: Tensor | None, grid: int) -> Tensor:
+    """``(B, 3, S, S)`` in [0, 1]: zero where the row has no picture, grey in the cells of ``hide (B, grid^2)``.
+
+    Raises:
+        ValueError: If there are no pictures of the right size.
+    """
+    image = batch.image
+    if image is None or image.shape[1:] != (3, side, side):
+        raise ValueError(f"image must be (B, 3, {side}, {side}), got {None if image is None else tuple(image.shape)}")
+    image = image.masked_fill(~batch.present[:, 0, None, None, None], 0.0)
+    if hide is None:
+        return image
+    cells, pixels = hide.view(-1, 1, grid, grid), side // grid
+    return image.masked_fill(cells.repeat_interleave(pixels, 2).repeat_interleave(pixels, 3), 0.5)
+
+
+def cell_boxes(grid: int, device: torch.device) -> Tensor:
+    """``(grid^2, 4)``: where each token of a grid looks, row by row."""
+    step = torch.arange(grid, device=device, dtype=torch.float32) / grid
+    top, left = (part.flatten() for part in torch.meshgrid(step, step, indexing="ij"))
+    return torch.stack([left, top, left + 1 / grid, top + 1 / grid], dim=1)
 
 
 def _convolutions(patch: int, dim: int, factory: dict[str, Any]) -> nn.Sequential:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from polyfuse.tasks.batch import Collator, TaskBatch
+from polyfuse.tasks.eyes import Eye
 from polyfuse.tasks.model import TaskModel
 from polyfuse.tasks.objectives import Objective
 from polyfuse.tasks.stem import GridStem
@@ -113,8 +114,8 @@ class State:
 
 
 def visual_tokens(model: TaskModel, batch: TaskBatch) -> int:
-    """How many visual tokens the model reads per row: what objectives draw for."""
-    if isinstance(model.stem, GridStem):
+    """How many patches or regions of a row the model may not see: what objectives draw for."""
+    if isinstance(model.stem, (GridStem, Eye)):
         return model.stem.grid**2
     return 0 if batch.regions is None else batch.regions.shape[1]
 

@@ -11,6 +11,8 @@ import pytest
 
 from polyfuse.models.multimodal_transformer import STRATEGIES
 
+from .ddp_named_models import named
+
 WORKER = Path(__file__).with_name("ddp_models_worker.py")
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -37,7 +39,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
     return [json.loads(file.read_text()) for file in files]
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("name", [*sorted(STRATEGIES), *named()])
 def test_two_processes_equal_one(name: str, two_processes: list[dict[str, Any]]) -> None:
     for rank, seen in enumerate(two_processes):
         assert name in seen, f"stopped by an earlier strategy on rank {rank}: {seen}"

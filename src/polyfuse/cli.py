@@ -154,17 +154,23 @@ def pretrain(
 @app.command()
 def finetune(
     checkpoint: Annotated[
-        str, typer.Argument(help="A run folder of polyfuse pretrain or finetune, or none for a new model.")
+        str,
+        typer.Argument(
+            help="A run folder of polyfuse pretrain or finetune, or none for a new model; with --resume the run itself."
+        ),
     ],
-    config: Annotated[Path, typer.Argument(help="A config (.yaml).")],
+    config: Annotated[Path | None, typer.Argument(help="A config (.yaml).")] = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; default runs/NAME-N. Never overwritten.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="CHECKPOINT is an interrupted run: carry on to the same result.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune on a task: VQA, captions, retrieval, grounding, classes, values; figures beside what they must beat."""
     from polyfuse.run.finetune import finetune_run
 
-    result = finetune_run(checkpoint, config, overrides=overrides or [], out=out, say=say)
+    result = finetune_run(checkpoint, config, overrides=overrides or [], out=out, resume=resume, say=say)
     emit(result.to_dict(), as_json, result.text)
 
 

@@ -20,6 +20,7 @@ from polyfuse.tasks.judge import judge
 from polyfuse.tasks.model import TaskModel
 from polyfuse.tasks.sources import load_source
 from polyfuse.tasks.words import WordTokenizer
+from polyfuse.train import task_loop
 from polyfuse.train.finetune import FineTune, dropped, fine_tune, labelled_rows
 from polyfuse.train.task_loop import LoopSettings
 from polyfuse.yaml_text import dump_yaml
@@ -100,6 +101,63 @@ def test_gradual_unfreezing_wakes_parts_at_their_step(tmp_path: Path) -> None:
         name for name, value in model.state_dict().items() if name in start and not torch.equal(value, start[name])
     }
     assert not any(name.startswith("stem.") for name in moved)
+
+
+RESUMED = {
+    "new": [],
+    "adapters": ["lora={rank: 3, dropout: 0.3}"],
+    "gradual": ["unfreeze={0: [heads], 2: [backbone], 5: [stem]}"],
+    "augmented": ["augment={erase: 0.5, words: 0.2}", "drop={image: 0.3}"],
+    "frozen": ["freeze=[stem, backbone]"],
+}
+
+
+@pytest.mark.parametrize("how", sorted(RESUMED))
+def test_a_killed_run_resumes_to_the_same_model(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, config = "none", config_file(tmp_path)
+    if how != "new":
+        start = str(tmp_path / "first")
+        finetune_run("none", config, out=tmp_path / "first", progress=False)
+    settings = [*RESUMED[how], "train.checkpoint_steps=2"]
+    whole = finetune_run(start, config, overrides=settings, out=tmp_path / "whole", progress=False)
+    original = task_loop._Loop._train
+
+    def dies(self: task_loop._Loop, number: int) -> None:
+        if number == 5:
+            raise KeyboardInterrupt
+        original(self, number)
+
+    monkeypatch.setattr(task_loop._Loop, "_train", dies)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        finetune_run(start, config, overrides=settings, out=tmp_path / "cut", progress=False, say=said.append)
+    assert said[-1].endswith(f"polyfuse finetune --resume {tmp_path / 'cut'}")
+    with pytest.raises(UserError, match="is no finished run"):
+        read_task_run(tmp_path / "cut")
+    monkeypatch.setattr(task_loop._Loop, "_train", original)
+    monkeypatch.setattr(WordTokenizer, "train", None)  # resuming reads what was learned
+    resumed = finetune_run(str(tmp_path / "cut"), resume=True, progress=False)
+    before, after = (read_task_run(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
+    for name, value in before.items():
+        if how == "frozen":  # cached states are those of other batches
+            torch.testing.assert_close(after[name], value)
+        else:
+            assert torch.equal(after[name], value), name
+    test, wanted = (run.result.judgements["test"].figures for run in (resumed, whole))
+    assert test == pytest.approx(wanted, nan_ok=True)
+
+
+def test_resuming_takes_the_run_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_file(tmp_path)
+    out = str(tmp_path / "run")
+    assert cli(["finetune", "none", str(config), "--out", out]) == 0
+    assert cli(["finetune", "--resume", out, "--json"]) == 0  # a finished run is judged again
+    assert cli(["finetune", "--resume", out, str(config)]) == 2
+    assert "leave out CONFIG, KEY=VALUE and --out" in capsys.readouterr().err
+    assert cli(["finetune", "--resume", str(tmp_path)]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+    assert cli(["finetune", "none"]) == 2
+    assert "a config is missing" in capsys.readouterr().err
 
 
 def test_adapters_are_folded_in_and_leave_the_rest_alone(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """`polyfuse finetune`: a checkpoint and a config in, a run folder with a model, its figures and what it said out."""
 
+import contextlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,56 +89,81 @@ class Finetuned:
 
 def finetune_run(
     checkpoint: str,
-    config: Path,
+    config: Path | None = None,
     *,
     overrides: Sequence[str] = (),
     out: Path | None = None,
+    resume: bool = False,
     say: Say = quiet,
     progress: bool = True,
 ) -> Finetuned:
     """Fine-tune, judge, write.
 
     Args:
-        checkpoint: A run folder of `polyfuse pretrain` or `polyfuse finetune`, or "none" for a new model.
-        config: YAML.
+        checkpoint: A run folder of `polyfuse pretrain` or `polyfuse finetune`, or "none" for a new model; with
+            ``resume`` the interrupted run itself.
+        config: YAML; needed unless ``resume``.
         overrides: ``key=value`` settings.
         out: The run folder; None = ``runs/NAME-N``, after the config's name.
+        resume: Carry on with an interrupted run; it ends with the same parameters as an uninterrupted one (to
+            rounding where frozen parts are cached).
         say: Told what happens, line by line.
         progress: Show the progress bar on stderr.
 
     Raises:
         UserError: For a mistake in what was given.
+        KeyboardInterrupt: On Ctrl-C; the run can be resumed.
     """
-    check_new(out)
-    settings = load_finetune_config(config, [*overrides, f"checkpoint={checkpoint}"])
-    folder = new_folder(config.stem, out)
-    with emptied_on_mistake(folder):
-        write_text(folder / CONFIG, to_yaml(settings))
-        write_json(folder / VERSIONS, versions())
-        say(f"run folder: {folder}")
-        model, words, known, data = build(settings, say)
-        words.write(folder / WORDS)
-        result = fine_tune(
-            model,
-            data,
-            words,
-            options_of(settings),
-            answers=known,
-            augment=_augmentation(settings),
-            adapt=None if settings.lora is None else lambda model: _adapt(model, settings, say),
-            run_dir=folder,
-            resume=True,  # a fresh folder has nothing to resume from
-            progress=progress,
-            say=say,
-        )
+    if resume:
+        folder = Path(checkpoint)
+        if config is not None or overrides or out is not None:
+            raise UserError("--resume carries on with the run's own settings; leave out CONFIG, KEY=VALUE and --out")
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"'{folder}' is not a run folder: it has no {CONFIG}; --resume takes a run folder")
+        settings = load_finetune_config(folder / CONFIG)
+    else:
+        if config is None:
+            raise UserError(
+                "polyfuse finetune needs a checkpoint (or none) and a config: polyfuse finetune none vqa.yaml"
+            )
+        check_new(out)
+        settings = load_finetune_config(config, [*overrides, f"checkpoint={checkpoint}"])
+        folder = new_folder(config.stem, out)
+    try:
+        with contextlib.nullcontext() if resume else emptied_on_mistake(folder):
+            if not resume:
+                write_text(folder / CONFIG, to_yaml(settings))
+                write_json(folder / VERSIONS, versions())
+            say(f"run folder: {folder}")
+            known_words = WordTokenizer.read(folder / WORDS) if (folder / WORDS).is_file() else None
+            model, words, known, data = build(settings, say, known_words)
+            words.write(folder / WORDS)
+            result = fine_tune(
+                model,
+                data,
+                words,
+                options_of(settings),
+                answers=known,
+                augment=_augmentation(settings),
+                adapt=None if settings.lora is None else lambda model: _adapt(model, settings, say),
+                run_dir=folder,
+                resume=True,  # a fresh folder has nothing to resume from
+                progress=progress,
+                say=say,
+            )
+    except KeyboardInterrupt:
+        say(f"interrupted; carry on with: polyfuse finetune --resume {shlex.quote(str(folder))}")
+        raise
     write(folder, model, settings, result)
     return Finetuned(folder, settings, len(labelled_rows(data, settings.data.labels, settings.train.seed)), result)
 
 
 def build(
-    config: FinetuneConfig, say: Say = quiet
+    config: FinetuneConfig, say: Say = quiet, words: WordTokenizer | None = None
 ) -> tuple[TaskModel, WordTokenizer, tuple[str, ...] | None, TaskData]:
     """Model, words, the answers that its head knows (None = no head), and rows that fit it.
+
+    ``words``: those a new model had before; None = learned from the training texts.
 
     Raises:
         UserError: If the checkpoint is none, or does not fit the rows.
@@ -152,14 +179,17 @@ def build(
     for note in data.notes:
         say(f"  {note}")
     if start is None:
-        return *_new(config, data, say), None, data
+        return *_new(config, data, say, words), None, data
     _check_fit(start.model, data, config.checkpoint)
     say(f"checkpoint {config.checkpoint}: heads {', '.join(start.model.heads) or 'none'}")
     return start.model, start.words, start.answers if "answer" in start.model.heads else None, data
 
 
-def _new(config: FinetuneConfig, data: TaskData, say: Say) -> tuple[TaskModel, WordTokenizer]:
-    words = WordTokenizer.train([data.texts[row] for row in data.rows(TRAIN)], config.words.vocab_size)
+def _new(
+    config: FinetuneConfig, data: TaskData, say: Say, words: WordTokenizer | None
+) -> tuple[TaskModel, WordTokenizer]:
+    if words is None:
+        words = WordTokenizer.train([data.texts[row] for row in data.rows(TRAIN)], config.words.vocab_size)
     shape = config.model
     inputs: dict[str, Any] = {"region_dim": None}
     if shape.inputs == "regions":

@@ -123,9 +123,7 @@ def finetune_run(
         settings = load_finetune_config(folder / CONFIG)
     else:
         if config is None:
-            raise UserError(
-                "polyfuse finetune needs a checkpoint (or none) and a config: polyfuse finetune none vqa.yaml"
-            )
+            raise UserError("a config is missing: polyfuse finetune CHECKPOINT CONFIG, such as none vqa.yaml")
         check_new(out)
         settings = load_finetune_config(config, [*overrides, f"checkpoint={checkpoint}"])
         folder = new_folder(config.stem, out)

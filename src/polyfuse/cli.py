@@ -343,7 +343,7 @@ def match(
 def study(
     name: Annotated[str, typer.Argument(help="See polyfuse list studies.")],
     scale: Annotated[
-        str, typer.Option(help="small (under an hour on two cores), full, or smoke (numbers mean nothing).")
+        str, typer.Option(help="small (under 40 minutes on two cores), full, or smoke (numbers mean nothing).")
     ] = "small",
     only: Annotated[str, typer.Option(help="Comma-separated arms to run again; their old records go.")] = "",
     datasets: Annotated[str, typer.Option(help="Comma-separated data sets of the study; default all.")] = "",

@@ -31,7 +31,9 @@ class DualEncoder(PretrainedModel):
         hidden_dim: Hidden width of the projections of features.
         image_size: Side S of the pictures that the CNN takes.
         channels: Channels per stage of the CNN; each stage halves the side.
+        blocks: Residual blocks behind every stage of the CNN but the first.
         vocab_size: Rows of the word table; row 0 is padding.
+        word_hidden_dim: Hidden width of what mixes the summed words; 0 = the sum itself.
         dropout: On the features, or on the CNN's last map.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -54,7 +56,9 @@ class DualEncoder(PretrainedModel):
         hidden_dim: int = 512,
         image_size: int = 32,
         channels: Sequence[int] = (32, 64, 128),
+        blocks: int = 0,
         vocab_size: int = 0,
+        word_hidden_dim: int = 0,
         dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -66,12 +70,12 @@ class DualEncoder(PretrainedModel):
             raise ValueError(f"text_dim or a vocab_size of at least 2 is needed, got None and {vocab_size}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.image: PixelTower | FeatureTower = (
-            PixelTower(image_size, channels, embed_dim, dropout=dropout, **factory)
+            PixelTower(image_size, channels, embed_dim, blocks=blocks, dropout=dropout, **factory)
             if image_dim is None
             else FeatureTower(image_dim, embed_dim, hidden_dim, dropout=dropout, **factory)
         )
         self.text: WordTower | FeatureTower = (
-            WordTower(vocab_size, embed_dim, **factory)
+            WordTower(vocab_size, embed_dim, word_hidden_dim, **factory)
             if text_dim is None
             else FeatureTower(text_dim, embed_dim, hidden_dim, dropout=dropout, **factory)
         )
@@ -129,19 +133,36 @@ class FeatureTower(nn.Module):
         return self.linear(x) + self.down(F.gelu(self.up(x)))
 
 
+class ConvBlock(nn.Module):
+    """``x + conv(gelu(norm(conv(gelu(norm(x))))))``; source: https://arxiv.org/abs/1603.05027."""
+
+    def __init__(self, width: int, **factory: Any) -> None:
+        super().__init__()
+        parts: list[nn.Module] = []
+        for _ in range(2):
+            parts += [nn.GroupNorm(1, width, **factory), nn.GELU()]
+            parts.append(nn.Conv2d(width, width, 3, padding=1, bias=False, **factory))
+        self.parts = nn.Sequential(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to the same shape."""
+        return x + self.parts(x)
+
+
 class PixelTower(nn.Module):
     """Convolutions that halve the side, normalised per picture, then one matrix over all places."""
 
-    def __init__(self, side: int, channels: Sequence[int], out_dim: int, *, dropout: float, **factory: Any) -> None:
+    def __init__(
+        self, side: int, channels: Sequence[int], out_dim: int, *, blocks: int, dropout: float, **factory: Any
+    ) -> None:
         super().__init__()
         stages: list[nn.Module] = []
         width = 1
-        for wider in channels:
-            stages += [
-                nn.Conv2d(width, wider, 3 if stages else 5, stride=2, padding=1 if stages else 2, **factory),
-                nn.GroupNorm(1, wider, **factory),
-                nn.GELU(),
-            ]
+        for number, wider in enumerate(channels):
+            kernel = 3 if number else 5
+            stages.append(nn.Conv2d(width, wider, kernel, stride=2, padding=kernel // 2, **factory))
+            stages += [ConvBlock(wider, **factory) for _ in range(blocks if number else 0)]
+            stages += [nn.GroupNorm(1, wider, **factory), nn.GELU()]
             width, side = wider, (side + 1) // 2
         self.stages = nn.Sequential(*stages)
         self.dropout = dropout
@@ -153,12 +174,20 @@ class PixelTower(nn.Module):
 
 
 class WordTower(nn.Module):
-    """Sum of word vectors; id 0 is padding."""
+    """Sum of word vectors, and ``x + down(gelu(up(norm(x))))`` on it if there is a hidden width; id 0 is padding."""
 
-    def __init__(self, vocab_size: int, out_dim: int, **factory: Any) -> None:
+    def __init__(self, vocab_size: int, out_dim: int, hidden_dim: int, **factory: Any) -> None:
         super().__init__()
         self.words = nn.Embedding(vocab_size, out_dim, padding_idx=0, **factory)
+        self.mix: nn.Sequential | None = None
+        if hidden_dim:
+            down = nn.Linear(hidden_dim, out_dim, **factory)
+            nn.init.zeros_(down.weight)
+            nn.init.zeros_(down.bias)
+            up = nn.Linear(out_dim, hidden_dim, **factory)
+            self.mix = nn.Sequential(nn.LayerNorm(out_dim, **factory), up, nn.GELU(), down)
 
     def forward(self, ids: Tensor) -> Tensor:
         """``(B, L)`` to ``(B, E)``."""
-        return self.words(ids).sum(dim=1)
+        x = self.words(ids).sum(dim=1)
+        return x if self.mix is None else x + self.mix(x)

@@ -48,7 +48,7 @@ lint: $(VENV)/.dev ## ruff and mypy
 
 test: lint ## ruff, mypy, doctests, pytest (warnings are errors)
 	$(call say,"pytest and doctests")
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: $(VENV)/.dev ## speed, as ratios measured side by side
 	$(call say,"attention pool against nn.MultiheadAttention and aecf 0.1.0")
@@ -61,6 +61,8 @@ bench: $(VENV)/.dev ## speed, as ratios measured side by side
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep.py
 	$(call say,"models against transformers")
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/models.py
+	$(call say,"drawn scenes per second")
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scenes.py
 	$(call say,"captions with and without a cache")
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/captioner.py
 

@@ -12,6 +12,7 @@ import pytest
 
 from polyfuse.errors import UserError
 from polyfuse.train.checkpoint import LAST
+from polyfuse.train.task_devices import Alone
 from polyfuse.train.task_loop import LoopSettings, TaskFit, fit_tasks
 
 from .task_toy import toy_tasks
@@ -66,6 +67,15 @@ def test_a_finished_run_resumes_to_what_it_was(tmp_path: Path) -> None:
     first, again = run(tmp_path), run(tmp_path)
     assert again.history == first.history
     assert (again.steps, again.best_step) == (4, 4)
+
+
+def test_the_scale_of_half_precision_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[dict[str, Any]] = []
+    monkeypatch.setattr(Alone, "scaler_state", lambda self: {"scale": 512.0, "_growth_tracker": 7}, raising=False)
+    monkeypatch.setattr(Alone, "load_scaler_state", lambda self, state: taken.append(state), raising=False)
+    run(tmp_path)
+    run(tmp_path)
+    assert taken == [{"scale": 512.0, "_growth_tracker": 7}]
 
 
 @pytest.mark.parametrize(

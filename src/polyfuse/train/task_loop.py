@@ -386,6 +386,7 @@ class _Loop:
         state = {
             "extra": extra,
             "counters": asdict(self.state),
+            "scaler": self.device.scaler_state(),
             "fingerprint": self.fingerprint,
             "threads": torch.get_num_threads(),
             "metrics_size": metrics.stat().st_size if metrics.exists() else 0,
@@ -421,6 +422,7 @@ class _Loop:
         load_optimizer(self.optimizer, checkpoint)
         if self.device.sharded:
             self._scatter_moments()
+        self.device.load_scaler_state(saved.get("scaler", {}))
         self.state = State(**saved["counters"])
         share = float(self.device.rank == 0)  # the file holds the sums of all processes
         self.sums = {n: (value * share).to(self.device.device) for n, value in checkpoint.part("sums").items()}

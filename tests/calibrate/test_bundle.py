@@ -82,6 +82,14 @@ def test_temperature_and_thresholds_use_disjoint_rows() -> None:
             assert spoiled.conformal.rows == clean.conformal.rows
 
 
+def test_abstention_uses_the_rows_of_both_halves() -> None:
+    swept = make_sweep("classification", 61, 3, holes=0.0)
+    calibration = Calibration.fit(swept, "classification", risk=0.2)
+    assert calibration.abstention is not None
+    assert set(calibration.abstention.rows.values()) == {61}
+    assert set(calibration.conformal.rows.values()) == {int(halves(swept.keys)[1].sum())}
+
+
 def test_groups_stay_on_one_side() -> None:
     swept = make_sweep("classification", 400, 1)
     groups = np.arange(400) // 4

@@ -70,7 +70,7 @@ class Calibration:
         prior: ``(C,)`` logits for rows without any input.
         temperature: Fitted on one half of the rows.
         conformal: Fitted on the other half, after the temperature.
-        abstention: The same; None = answer always (except where nothing is present).
+        abstention: On all rows, after the temperature; None = answer always (except where nothing is present).
     """
 
     task: str
@@ -95,6 +95,10 @@ class Calibration:
     ) -> "Calibration":
         """Calibrate on a sweep over rows that the model was not trained on.
 
+        Sets are fitted on other rows than the temperature. Abstention is on both halves: it reads the order of the
+        rows of one mask and their losses. No temperature of the mask changes either for two classes or in regression;
+        for more classes or labels M + 1 numbers under a prior hardly do, and half of the rows would answer far less.
+
         Args:
             swept: Sweep over validation rows.
             task: classification, multilabel or regression.
@@ -111,7 +115,7 @@ class Calibration:
         )
         probs = np.full(swept.logits.shape, np.nan)
         for s, mask in enumerate(swept.subsets):
-            ok = swept.valid[s] & second
+            ok = swept.valid[s]
             present = np.broadcast_to(mask, (int(ok.sum()), len(mask)))
             probs[s, ok] = _predictions(task, temperature.apply(swept.logits[s, ok], present))
         held = swept.valid & second
@@ -125,7 +129,7 @@ class Calibration:
             conformal=ConformalSets.fit(probs, swept.target, swept.subsets, held, alpha, task=task),
             abstention=None
             if risk is None
-            else Abstention.fit(probs, swept.target, swept.subsets, held, risk, task=task),
+            else Abstention.fit(probs, swept.target, swept.subsets, swept.valid, risk, task=task),
         )
 
     def apply(self, logits: ArrayLike, present: ArrayLike) -> Calibrated:

@@ -1,8 +1,9 @@
 """Post-hoc methods side by side: no, full-fit, pooled and per-mask temperature; full, pooled and per-mask sets.
 
 ``Calibration`` is the one that is used; these records say what its parts buy. Fitted on validation rows in the same
-halves: temperatures on the first; conformal and abstention thresholds on the second, after the temperature per mask,
-so that sets of different stages differ in their threshold alone.
+halves: temperatures on the first, conformal thresholds on the second; abstention thresholds on both. Thresholds come
+after the temperature per mask, so that sets of different stages differ in their threshold alone. Unlike ``Calibration``
+a mask borrows no threshold of abstention: that is what "pooled" shows.
 
 - "full": from complete rows only, which is what is usually done. "pooled": one number from all subsets together; its
   pairs share rows, so that it promises nothing. "mask": by subset; "raw": no temperature.
@@ -120,8 +121,9 @@ def fit_stages(
         thresholds[f"{score} full"] = dict.fromkeys(codes, on_full)
         thresholds[f"{score} pooled"] = dict.fromkeys(codes, conformal_quantile(values, alpha))
         thresholds[f"{score} mask"] = by_mask
-    sure, loss = confidence_and_loss(task, probs, held.target)
-    pieces = [held.of_subset(s) for s in range(len(codes))]
+    every = _Pairs.of(swept, np.ones(len(swept.target), bool))
+    sure, loss = confidence_and_loss(task, every.predictions(task, temperatures["mask"], swept.subsets), every.target)
+    pieces = [every.of_subset(s) for s in range(len(codes))]
     least = {code: risk_threshold(sure[at], loss[at], risk) for code, at in zip(codes, pieces, strict=True)}
     everywhere = {"full": least[codes[full[0]]] if len(full) else math.inf, "pooled": risk_threshold(sure, loss, risk)}
     confidences = {f"abstain {name}": dict.fromkeys(codes, value) for name, value in everywhere.items()}

@@ -8,10 +8,14 @@ import pytest
 
 from polyfuse.data.encode import prepare
 from polyfuse.errors import UserError
+from polyfuse.report.abstention import always_flagged
 from polyfuse.report.records import ReportData
 from polyfuse.run import evaluate_run, train_run
+from polyfuse.run.answers import answers
 from polyfuse.run.evaluate import add_oracles, read_labelled
 from polyfuse.run.folder import Run
+from polyfuse.run.train import Trained
+from polyfuse.train.loop import FitResult
 
 
 def report_of(folder: Path) -> ReportData:
@@ -30,6 +34,24 @@ def test_a_refreshed_report_keeps_what_only_training_knows(run: Run, tmp_path: P
     assert after.commands[: len(before.commands)] == before.commands
     (folder / "report.json").write_text("{}", encoding="utf-8")  # nothing to keep is no failure
     assert evaluate_run(folder).report.arms[0].train_seconds == ()
+
+
+def test_what_is_flagged_is_said_in_the_same_words_everywhere(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    found = evaluate_run(folder)
+    test = prepare(run.config.data, folder=tmp_path).test
+    flags = answers(run.model, test, run.encoder.target, run.calibration).abstain
+    share, *why = found.report.abstention
+    count = "all" if flags.all() else f"{100 * flags.mean():.1f} %" if flags.any() else "none"
+    assert share.startswith(f"Abstention flags {count} of the {len(test)} test rows as too unsure")
+    assert why == [always_flagged(run.calibration.abstention, found.report.modalities)]  # type: ignore[union-attr]
+    text = " ".join(found.text().split())
+    assert all(" ".join(sentence.split()) in text for sentence in found.report.abstention)
+    assert found.to_dict()["abstention"] == found.report.abstention == report_of(run.folder).abstention
+    page = (folder / "report.html").read_text(encoding="utf-8").replace("\xa0", " ")
+    assert share in page
+    assert Trained(folder, found.report, FitResult(0.0, 1, 1, 1, 0.0, [], 0.0, False)).text() == found.text()
 
 
 def test_oracles_are_trained_for_every_combination_judged(run: Run, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +16,7 @@ from polyfuse.errors import UserError
 from polyfuse.run import predict_table
 from polyfuse.run.answers import Answers
 from polyfuse.run.folder import Run
-from polyfuse.run.predict import _writer
+from polyfuse.run.predict import Predicted, _writer
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -27,7 +29,7 @@ def test_order_ids_and_counts_are_kept(run: Run, table: Path, tmp_path: Path) ->
     rows, asked = read(tmp_path / "p.csv"), read(table)
     assert [r["id"] for r in rows] == [r["id"] for r in asked]
     assert [int(r["row"]) for r in rows] == list(range(1, len(asked) + 1))
-    assert (found.rows, found.answered, found.unreadable) == (len(asked), len(asked), 0)
+    assert (found.rows, found.predicted, found.unreadable) == (len(asked), len(asked), 0)
     for row, question in zip(rows, asked, strict=True):
         here = {"picture": question["picture"], "name": question["name"], "facts": question["style"]}
         assert row["present"] == "+".join(name for name, cell in here.items() if cell)
@@ -99,6 +101,41 @@ def test_bad_rows_stand_in_the_output_with_their_reason(run: Run, table: Path, t
         assert set(json.loads(rows[name]["set"])) == set(run.encoder.target.classes)
 
 
+def test_the_summary_says_what_is_flagged_and_why(run: Run, table: Path, tmp_path: Path) -> None:
+    codes, total = range(1, 8), len(read(table))
+
+    def predict(source: Path = table, **changes: Any) -> Predicted:
+        assert run.calibration is not None
+        assert run.calibration.abstention is not None
+        abstention = dataclasses.replace(run.calibration.abstention, **changes)
+        calibration = dataclasses.replace(run.calibration, abstention=abstention)
+        return predict_table(dataclasses.replace(run, calibration=calibration), source, output=tmp_path / "p.csv")
+
+    never = predict(thresholds=dict.fromkeys(codes, 0.0))
+    empty = never.patterns[""]
+    assert never.abstained == empty < never.predicted == total
+    assert never.always_flagged == never.to_dict()["always_flagged"] == ""
+    assert f": {total} predicted, of which {empty} flagged as too unsure (abstain); 0 unreadable\n" in never.text()
+    assert "answered" not in never.text() + json.dumps(never.to_dict())
+    all_of = predict(
+        thresholds=dict.fromkeys(codes, math.inf), rows=dict.fromkeys(codes, 12), needed=dict.fromkeys(codes, 34)
+    )
+    assert (all_of.predicted, all_of.abstained) == (total, total)
+    assert "\nHowever sure the model is, every row is flagged, with complete inputs (12 validation rows, about 34 " in (
+        all_of.text()
+    )
+    assert "more validation rows (more data, or data.split.ratios) or a higher calibrate.risk" in all_of.text()
+    silent = {"thresholds": dict.fromkeys(codes, 0.0) | {2: math.inf}, "rows": {2: 9}, "needed": {2: None}}
+    one = predict(**silent)
+    assert one.abstained == empty + one.patterns["name"] > empty
+    assert (
+        "rows with name alone (9 validation rows, wrong too often at any confidence) are always flagged" in one.text()
+    )
+    (tmp_path / "facts.csv").write_text("style,words\nfluent,1\n", encoding="utf-8")
+    other = predict(tmp_path / "facts.csv", **silent)  # no row has the silent combination: nothing to explain
+    assert (dict(other.patterns), other.abstained, other.always_flagged) == ({"facts": 1}, 0, "")
+
+
 def test_missing_columns_are_missing_inputs(run: Run, table: Path, tmp_path: Path) -> None:
     asked = [{"id": r["id"], "name": r["name"]} for r in read(table)]
     with (tmp_path / "names.jsonl").open("w", encoding="utf-8") as stream:
@@ -117,7 +154,7 @@ def test_a_table_without_a_row_and_one_without_a_readable_row(run: Run, tmp_path
     typed = pq.read_table(tmp_path / "p.parquet")
     (tmp_path / "bad.csv").write_text("id,name\n1\n2\n", encoding="utf-8")
     found = predict_table(run, tmp_path / "bad.csv", output=tmp_path / "q.parquet")
-    assert (found.rows, found.answered, found.unreadable) == (2, 0, 2)
+    assert (found.rows, found.predicted, found.unreadable) == (2, 0, 2)
     assert pq.read_table(tmp_path / "q.parquet").schema == typed.schema
 
 

@@ -401,6 +401,7 @@ class ReportData:
         seconds: Wall time of the whole run.
         notes: What a reader must know to judge the numbers, one sentence each.
         headroom: Whether each input helps, as checked statements (one a line), printed under headroom.
+        abstention: What a run flags as too unsure and why (one a line), printed with what the numbers say.
     """
 
     title: str
@@ -430,6 +431,7 @@ class ReportData:
     seconds: float | None = None
     notes: list[str] = field(default_factory=list)
     headroom: list[str] = field(default_factory=list)
+    abstention: list[str] = field(default_factory=list)
 
     @property
     def primary(self) -> Metric:

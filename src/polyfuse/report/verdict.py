@@ -43,7 +43,7 @@ def verdict(data: ReportData, summary: Summary | None = None) -> list[str]:
 
 
 def plain_words(data: ReportData, summary: Summary | None = None) -> list[str]:
-    """Return what the numbers say, one sentence an item: the verdict, then calibration, corruption and headroom."""
+    """Return what the numbers say, one sentence an item: the verdict, calibration, corruption, headroom, abstention."""
     s = summary or summarise(data)
     out = verdict(data, s)
     if len(s.ranked) > 1:
@@ -52,6 +52,7 @@ def plain_words(data: ReportData, summary: Summary | None = None) -> list[str]:
     if all(len(r.arm.seeds) < 2 for r in s.ranked):
         who = "Every arm" if len(s.ranked) > 1 else "The model"
         out.append(f"{who} was trained with one seed, so the spread between trainings is unknown.")
+    out += data.abstention
     return list(dict.fromkeys(text[:1].upper() + text[1:] for text in out))
 
 

@@ -38,6 +38,7 @@ class Evaluated:
         """Plain values, for JSON: one record per combination of inputs."""
         return {
             "report": str(self.folder / "report.html"),
+            "abstention": self.report.abstention,
             "records": plain([dataclasses.asdict(r) for r in self.report.subset_records]),
             "corruption": plain([dataclasses.asdict(r) for r in self.report.corruption]),
             "oracles": plain([dataclasses.asdict(r) for r in self.report.oracles]),

@@ -132,7 +132,6 @@ def finetune_run(
             if not resume:
                 write_text(folder / CONFIG, to_yaml(settings))
                 write_json(folder / VERSIONS, versions())
-            say(f"run folder: {folder}")
             known_words = WordTokenizer.read(folder / WORDS) if (folder / WORDS).is_file() else None
             model, words, known, data = build(settings, say, known_words)
             words.write(folder / WORDS)

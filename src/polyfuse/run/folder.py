@@ -88,15 +88,14 @@ def load(folder: Path | str) -> Run:
 
 @contextlib.contextmanager
 def emptied_on_mistake(folder: Path, *also: type[BaseException]) -> Iterator[None]:
-    """Empty a new folder again, and remove it, when the user's mistake shows before a checkpoint is in it.
+    """Empty a new folder again, and remove it, when an exception ends the block before a checkpoint is in it.
 
-    The mended command may then name the same folder. Whatever else ends the block leaves a run to resume, but for the
-    exceptions in ``also``.
+    The mended command may then name the same folder. An interrupt leaves a run to resume, unless it is in ``also``.
     """
     try:
         yield
     except BaseException as error:
-        if isinstance(error, (UserError, *also)) and not (folder / LAST).exists():
+        if isinstance(error, (Exception, *also)) and not (folder / LAST).exists():
             for child in folder.iterdir():
                 shutil.rmtree(child) if child.is_dir() else child.unlink()
             with contextlib.suppress(OSError):  # it may be the folder we stand in

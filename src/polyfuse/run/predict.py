@@ -16,6 +16,8 @@ from typing import Any, Protocol
 from polyfuse.data.problems import Problems
 from polyfuse.data.table import Chunk, read_chunks, read_header
 from polyfuse.errors import UserError
+from polyfuse.evaluate.subsets import mask_codes
+from polyfuse.report.abstention import always_flagged
 from polyfuse.run.answers import answers
 from polyfuse.run.folder import Run, load
 from polyfuse.run.source import Say, check_inputs, delimiter_of, quiet
@@ -32,21 +34,23 @@ class Predicted:
 
     Attributes:
         output: Where the answers are; None = they went to stdout.
-        rows: Rows of the table, each answered or named.
-        answered: Rows that have a prediction.
-        abstained: Of these, how many are flagged as too unsure.
+        rows: Rows of the table, each predicted or named.
+        predicted: Rows that have a prediction.
+        abstained: Of these, how many are flagged as too unsure (``abstain`` is true), or have no input to judge by.
         unreadable: Rows that could not be read; they stand in the output with their reason.
-        patterns: Answered rows by the inputs they had.
+        patterns: Predicted rows by the inputs they had.
+        always_flagged: Which of these combinations are flagged however sure the model is, and why; empty if none is.
         problems: What was broken, counted and named.
         seconds: Wall time.
     """
 
     output: Path | None
     rows: int = 0
-    answered: int = 0
+    predicted: int = 0
     abstained: int = 0
     unreadable: int = 0
     patterns: Counter[str] = field(default_factory=Counter)
+    always_flagged: str = ""
     problems: Problems = field(default_factory=Problems)
     seconds: float = 0.0
 
@@ -55,10 +59,11 @@ class Predicted:
         return {
             "output": None if self.output is None else str(self.output),
             "rows": self.rows,
-            "answered": self.answered,
+            "predicted": self.predicted,
             "abstained": self.abstained,
             "unreadable": self.unreadable,
             "patterns": dict(self.patterns.most_common()),
+            "always_flagged": self.always_flagged,
             "problems": self.problems.to_dict(),
             "seconds": round(self.seconds, 3),
         }
@@ -66,12 +71,13 @@ class Predicted:
     def text(self) -> str:
         """A few lines for a reader."""
         rate = self.rows / max(self.seconds, 1e-9)
-        head = f"{self.rows:,} rows in {self.seconds:.1f} s ({rate:,.0f}/s): {self.answered:,} answered, "
-        lines = [head + f"{self.abstained:,} of them flagged as too unsure, {self.unreadable:,} unreadable"]
+        head = f"{self.rows:,} rows in {self.seconds:.1f} s ({rate:,.0f}/s): {self.predicted:,} predicted, "
+        lines = [head + f"of which {self.abstained:,} flagged as too unsure (abstain); {self.unreadable:,} unreadable"]
         for pattern, count in self.patterns.most_common(8):
             lines.append(f"  {count:>9,}  {pattern or '(no input: the class prior, flagged)'}")
         if len(self.patterns) > 8:
             lines.append(f"  and {len(self.patterns) - 8} more combinations of inputs")
+        lines += [self.always_flagged] * bool(self.always_flagged)
         lines += [f"  {line}" for line in self.problems.lines()]
         if self.output is not None:
             lines.append(f"predictions: {self.output}")
@@ -109,19 +115,21 @@ def predict_table(
     check_inputs(encoder, table, read_header(table, delimiter=delimiter), say)
     if allow_outside:
         encoder = replace(encoder, config=encoder.config.model_copy(update={"allow_outside": True}))
-    found = Predicted(output)
+    found, codes = Predicted(output), set[int]()
     with _writer(output, run.encoder.target.task) as writer:
         columns = [*encoder.config.input_columns, *([encoder.config.id] if encoder.config.id else [])]
         chunks = read_chunks(table, columns=columns, rows_per_chunk=ROWS, delimiter=delimiter)
         nothing = Chunk({name: [] for name in columns}, 0)  # a table without a row still has an answer: the header
         for chunk in itertools.chain([next(chunks, nothing)], chunks):
-            writer.write(_answer_chunk(replace(run, encoder=encoder), chunk, found))
+            writer.write(_answer_chunk(replace(run, encoder=encoder), chunk, found, codes))
+    if run.calibration is not None and run.calibration.abstention is not None:
+        found.always_flagged = always_flagged(run.calibration.abstention, run.calibration.modalities, codes)
     found.seconds = time.perf_counter() - started
     return found
 
 
-def _answer_chunk(run: Run, chunk: Chunk, found: Predicted) -> Columns:
-    """The output's columns for the slots of a chunk."""
+def _answer_chunk(run: Run, chunk: Chunk, found: Predicted, codes: set[int]) -> Columns:
+    """The output's columns for the slots of a chunk; adds the mask codes of its rows to ``codes``."""
     encoded = run.encoder.encode(chunk, workers=2)
     total, first = len(chunk), chunk.first_row
     columns: Columns = {"row": list(range(first + 1, first + total + 1)), "id": [None] * total}
@@ -138,7 +146,8 @@ def _answer_chunk(run: Run, chunk: Chunk, found: Predicted) -> Columns:
         notes[row - first] = f"unreadable: {reason}"
     columns["note"] = notes
     found.rows += total
-    found.answered += len(answered)
+    found.predicted += len(answered)
+    codes.update(mask_codes(answered.present).tolist())
     found.abstained += int(answered.abstain.sum())
     found.unreadable += len(encoded.unreadable)
     found.patterns.update(v for v in columns["present"] if v is not None)

@@ -135,7 +135,6 @@ def pretrain_run(
             if first and not resume:
                 save_pretrain_config(config, folder / CONFIG)
                 write_json(folder / VERSIONS, versions())
-            say(f"run folder: {folder}")
             if not first:
                 fabric.barrier()  # until the first process has written the tokenizer
             parts = _parts(config, folder, first, say)
@@ -148,6 +147,7 @@ def pretrain_run(
                 parts.tasks,
                 settings_of(config),
                 validate=held_out if parts.held_out else None,
+                begun=lambda: say(f"run folder: {folder}"),
                 run_dir=folder,
                 resume=True,  # a fresh folder has nothing to resume from
                 fabric=fabric,

@@ -20,6 +20,7 @@ from polyfuse.tasks.words import WordTokenizer
 from polyfuse.train.task_loop import Task, visual_tokens
 
 _PAIRS = ("contrast", "siglip", "match", "hard_match", "alignment", "caption")
+_OTHERS = ("contrast", "siglip", "match", "hard_match")
 _RETRIEVAL = ("contrast", "siglip", "hard_match")
 _KS = (1, 5, 10)
 
@@ -69,11 +70,12 @@ def build_parts(config: PretrainConfig, words: WordTokenizer | None = None) -> P
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = _model(config.model, data, len(words))
-        if "masked_patches" in config.objectives and getattr(model.stem, "grid", None) == 0:
-            raise UserError(
-                f"objective 'masked_patches' cannot train: the visual tokens of backbone '{config.model.backbone}' are "
-                "no places; leave it out"
-            )
+        for name in ("masked_patches", "grounding"):
+            if name in config.objectives and getattr(model.stem, "grid", None) == 0:
+                raise UserError(
+                    f"objective '{name}' cannot train: the visual tokens of backbone '{config.model.backbone}' are "
+                    "no places; leave it out"
+                )
         made = {name: OBJECTIVES[name](model, **_head(name, data, uses, answers)) for name in config.objectives}
     tasks: dict[str, Task] = {}
     held_out: dict[str, tuple[Collator, np.ndarray]] = {}
@@ -91,6 +93,12 @@ def build_parts(config: PretrainConfig, words: WordTokenizer | None = None) -> P
         if task in tasks:  # the same source twice, with other arguments
             task = f"{task}.{number}"
         weight = config.objectives[name] / len(several)
+        fewest = min(config.train.batch_size, len(training[number]))
+        if name in _OTHERS and fewest < 2:
+            raise UserError(
+                f"objective '{name}' learns from the other rows of a batch: it needs 2 rows, got {fewest} "
+                f"(train.batch_size={config.train.batch_size}, {len(training[number])} training rows)"
+            )
         tasks[task] = Task(made[name], collators[key], training[number], weight)
         rows = part.rows("validation")[: config.held_out.rows]
         if len(rows):
@@ -140,7 +148,7 @@ def _lacking(name: str, data: TaskData, inputs: str) -> str | None:
         "masked_classes_kl": [(classes, "class probabilities of regions (model.inputs=regions)")],
         "answer": [(data.answers is not None or data.votes is not None, "answers")],
         "value": [(data.values is not None, "values")],
-        "grounding": [(data.boxes is not None, "boxes"), (pictures, inputs)],
+        "grounding": [(data.boxes is not None, "boxes (of a table: data.args.box=[x0, y0, x1, y1])"), (pictures, inputs)],
         **{key: [(pictures, inputs), (texts, "texts")] for key in _PAIRS},
     }
     return next((what for there, what in checks[name] if not there), None)

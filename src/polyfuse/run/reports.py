@@ -13,6 +13,7 @@ from polyfuse.data.encode import Prepared
 from polyfuse.data.problems import Problems as TableProblems
 from polyfuse.encoders import DEFAULTS
 from polyfuse.models.fusion_model import FusionModel
+from polyfuse.report.abstention import always_flagged, flagged_share
 from polyfuse.report.context import machine, this_command, versions
 from polyfuse.report.format import format_value
 from polyfuse.report.records import Arm, DataSummary, ModalitySummary, Problem, ReportData
@@ -90,11 +91,15 @@ def run_report(
         value = format_value(report.primary, found, unit=True)
         which = judged_rows(report, len(rows))
         report.headroom.append(f"On the {which} as they are, with their own holes: {report.primary.label} {value}.")
+    if calibration is not None and calibration.abstention is not None:
+        said = flagged_share(calibration.abstention, judged.own, judged_rows(report, len(rows)), scale=target.std)
+        report.abstention = [t for t in (said, always_flagged(calibration.abstention, calibration.modalities)) if t]
     regression = target.task == "regression"
     if len(prepared.validation) < 200 and calibration is not None:
         report.notes.append(
-            f"Calibration saw {len(prepared.validation)} rows, half of them for the temperature and half for the sets: "
-            f"combinations with too few rows get {'an endless interval' if regression else 'the full set of classes'}."
+            f"Calibration saw {len(prepared.validation)} rows, half of them for the temperature, half for the sets, "
+            "all for abstention: combinations with too few rows get "
+            f"{'an endless interval' if regression else 'the full set of classes'}."
         )
     report.commands = [this_command(), f"polyfuse predict {folder} TABLE -o predictions.csv"]
     return report

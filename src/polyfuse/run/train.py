@@ -52,6 +52,7 @@ class Trained:
             "report": str(self.folder / "report.html"),
             "steps": self.fit.steps,
             "validation_loss": plain(self.fit.best_metric),
+            "abstention": self.report.abstention,
             "records": plain([dataclasses.asdict(r) for r in self.report.subset_records]),
         }
 

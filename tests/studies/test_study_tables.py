@@ -72,6 +72,29 @@ def test_regret_is_less_its_noise_floor() -> None:
     assert math.isnan(noise_floor({"a": 0.8}, {}))
 
 
+def noisy_oracles(data: str) -> pa.Table:
+    """Records whose twins differ by 20 points on that data set."""
+    columns = study_records(oracle_gain=0.01).to_pydict()
+    for i, (name, arm) in enumerate(zip(columns["dataset"], columns["arm"], strict=True)):
+        if name == data and arm == "oracle reseeded":
+            columns["value"][i] += 0.2 if columns["subset"][i] == "audio" else -0.2
+    return pa.table(columns, schema=study_records().schema)
+
+
+def test_a_data_set_with_a_high_noise_floor_judges_no_regret() -> None:
+    found = report(noisy_oracles("mfeat"))
+    assert found.table("mfeat").floor == pytest.approx(0.2, abs=0.01)
+    rows = {data: found.table(data).row("default") for data in ("htad", "mfeat")}
+    assert ["regret" in row.values for row in rows.values() if row is not None] == [True, False]
+    regret = goal(found, "regret")
+    assert regret.met
+    assert "1 of 1 data sets within 1; not judged, noise floor above 5: mfeat (19.6)" in regret.figure
+    assert any(text.startswith("No regret is given on mfeat (19.6 points)") for text in found.notes)
+    every = report(study_records(oracle_gain=0.01))
+    assert "2 of 2 data sets within 1" in goal(every, "regret").figure
+    assert not any(text.startswith("No regret") for text in every.notes)
+
+
 def test_planted_differences_are_found_and_ties_stay_ties() -> None:
     found = report(study_records(gain={"bad": 0.0}))
     for data in ("htad", "mfeat", ""):
@@ -241,6 +264,22 @@ def test_ingredients_are_pooled_over_data_sets() -> None:
     assert any("the recipe +7.1 points" in text for text in found.verdict)
 
 
+def test_the_verdict_names_the_ingredients_that_move_something() -> None:
+    asked = (
+        ("nothing", "default", "reference"),
+        ("a loss", "bad", "reference"),
+        ("a gain", "default", "bad"),
+        ("never run", "default", "absent"),
+    )
+    found = report(study_records(gain={"default": 0.0}), ingredients=asked)
+    (text,) = [text for text in found.verdict if text.startswith("What the ingredients buy")]
+    assert text.index("a gain +4.2 points") < text.index("a loss −4.2 points")
+    assert "nothing" not in text
+    assert found.verdict[-1] == "The other ingredient is a tie averaged over subsets."
+    assert [one.label for one in found.ingredients] == ["nothing", "a loss", "a gain"]
+    assert "Ingredients whose arms did not run at this scale: never run." in found.notes
+
+
 def test_families_speak_from_their_numbers() -> None:
     found = report(study_records(), families={"early": "reference", "late": "bad", "hybrid": "default"})
     early, late, hybrid = found.families
@@ -277,6 +316,78 @@ def test_a_recommendation_follows_the_rule() -> None:
         text == "nothing helps surely without a loss: large gives +5.0 points on the worst subset and loses on complete"
     )
     assert recommend([unsure])[1].startswith("nothing helps surely: the most is +3.0 points (−1.0 to +7.0)")
+
+
+def planted(arm: str, worst: tuple[float, float, float], mean: float, p_holm: float = math.nan) -> Technique:
+    gain = Difference("x", arm, "r", "worst", *worst, p_holm=p_holm)
+    return Technique(arm, {}, {}, {"mean": (0.5, mean), "complete": (0.7, 0.7)}, (gain,))
+
+
+def test_a_recommendation_names_its_ties_and_takes_the_best_mean_of_them() -> None:
+    # Tux Paint: 0.2 points on the worst subset are not worth four in the mean.
+    distilled = planted("distilled", (0.076, 0.026, 0.128), 0.573)
+    heads = planted("heads", (0.068, 0.020, 0.120), 0.613)
+    behind = planted("behind", (0.010, 0.005, 0.015), 0.620)
+    best, text = recommend([distilled, heads, behind], str.upper)
+    assert best == "heads"
+    assert text == (
+        "use HEADS: +6.8 points (+2.0 to +12.0) on the worst subset, and nothing is surely lost; "
+        "tied there with DISTILLED (+7.6); of these it has the best mean over subsets"
+    )
+
+    def paired(arm: str, other: str) -> Difference:
+        assert (arm, other) in (("heads", "distilled"), ("behind", "distilled"))
+        return Difference("x", arm, other, "worst", -0.01, *((-0.02, -0.005) if arm == "heads" else (-0.02, 0.01)))
+
+    assert recommend([distilled, heads, behind], paired=paired)[0] == "behind"  # the paired difference decides
+    assert "tied" not in recommend([distilled, planted("last", (0.01, 0.005, 0.015), 0.9)])[1]
+
+
+def test_a_recommendation_says_when_it_fails_correction() -> None:
+    assert "Holm" in recommend([planted("a", (0.05, 0.01, 0.09), 0.6, p_holm=0.08)])[1]
+    assert "Holm" not in recommend([planted("a", (0.05, 0.01, 0.09), 0.6, p_holm=0.04)])[1]
+
+
+def test_ties_are_judged_on_the_same_rows_and_the_page_says_what_was_chosen() -> None:
+    # 7 points lie inside the interval of 9, but the same rows are right, and more of them.
+    records = study_records(gain={"default": 0.09, "bad": 0.072}, gain_on=("motion",))
+    found = report(records, imbalance=True, default="")
+    for one in found.situations:
+        assert one.best == "default"
+        assert "tied" not in one.sentence
+    near = report(study_records(gain={"default": 0.03, "bad": 0.025}), imbalance=True, default="")
+    assert "tied there with a bad idea (+2.5)" in near.situations[0].sentence
+    assert any("not corrected for the choice" in text for text in found.notes)
+    assert not any("not corrected for the choice" in text for text in report(study_records()).notes)
+
+
+def test_a_technique_that_did_nothing_is_called_the_same_model() -> None:
+    found = report(study_records(gain={"bad": 0.0}), imbalance=True, default="")
+    (text,) = [text for text in found.notes if "the same model" in text]
+    assert text.startswith("a bad idea is the same model as concat + dropout on htad, mfeat:")
+    tied = report(study_records(gain={"bad": 0.0}), default="")
+    assert not any("the same model" in text for text in tied.notes)
+
+
+def test_a_study_of_imbalance_pools_over_all_situations() -> None:
+    tables = [study_records(("htad",)), study_records(("htad",), variant="weak motion")]
+    records, changed = pa.concat_tables(tables), DataInfo("htad, weak motion", plain=False)
+    made = [
+        summarise(
+            records,
+            plans(),
+            about={"htad, weak motion": changed},
+            questions=Questions(imbalance=imbalance),
+            draws=DRAWS,
+        )
+        for imbalance in (True, False)
+    ]
+    sets = []
+    for one in made:
+        pooled = one.difference("default", "mean")
+        assert pooled is not None
+        sets.append((pooled.sets, len(one.judged)))
+    assert sets == [(2, 2), (1, 1)]
 
 
 def test_situations_compare_before_and_after() -> None:

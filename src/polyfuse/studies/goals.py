@@ -15,6 +15,8 @@ from polyfuse.report.study_words import interval
 from polyfuse.studies.ledger import Ledger
 
 REGRET = 0.01
+MOST_NOISE = 0.05
+"""The largest noise floor of a data set that may judge regret: above it, the floor and not the arm decides."""
 CORRUPTED = 0.04
 LEAST_ROWS = 200
 LEVEL = 0.9
@@ -123,10 +125,13 @@ def _better_everywhere(found: Sequence[Difference], expected: int) -> Goal:
 
 
 def _regret(report: StudyReport) -> Goal:
-    net, lines, asked = [], [], 0
+    net, lines, asked, blind = [], [], 0, []
     for data in report.judged:
         table = report.table(data.name)
         row = table.row(report.default)
+        if table.floor > MOST_NOISE:
+            blind.append(f"{data.name} ({100 * table.floor:.1f})")
+            continue
         asked += 1
         if row is None or "regret" not in row.values or math.isnan(table.floor):
             continue
@@ -134,11 +139,15 @@ def _regret(report: StudyReport) -> Goal:
         net.append(value)
         raw = f"{100 * (value + table.floor):.1f} less {100 * table.floor:.1f} of noise"
         lines.append(f"{data.name}: {100 * value:.1f} points ({raw})".replace("-", "−"))
+    noisy = f"a noise floor above {100 * MOST_NOISE:.0f} points cannot judge regret: {', '.join(blind)}"
     if not net:
-        return _not_measured("regret", "no oracles, or none with other seeds")
+        return _not_measured("regret", noisy if blind else "no oracles, or none with other seeds")
     if len(net) < asked:
         lines.append(f"not measured on {asked - len(net)} data sets")
     figure = f"at most {100 * max(net):.1f} points; {sum(v <= REGRET for v in net)} of {len(net)} data sets within 1"
+    if blind:
+        lines.append(noisy)
+        figure += f"; not judged, noise floor above {100 * MOST_NOISE:.0f}: {', '.join(blind)}"
     met = len(net) == asked and max(net) <= REGRET
     return Goal(TEXTS["regret"], met, figure.replace("-", "−"), tuple(lines))
 

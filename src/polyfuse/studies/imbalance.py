@@ -71,7 +71,7 @@ def arms(data: DataSet, size: Size) -> list[Plan]:
         arm(
             "generate",
             "generated inputs",
-            "The weak input filled in from a Gaussian per class.",
+            "Where the weak input is missing, it is filled in from a Gaussian per class; else joint training.",
             **stronger("generate"),
         ),
         arm("dropout_heads", "dropout + heads", "Both.", dropout=0.5, unimodal=1.0),
@@ -133,6 +133,11 @@ IMBALANCE = Study(
             "Before is joint training: concat, encoders and fusion together, nothing hidden, no further loss.",
             "A technique helps the input that the situation names, else the one that says least alone in validation.",
             "Every arm has the same rows, encoders, steps and optimiser; passes per step are printed.",
+            "A technique is recommended if it surely gains on the worst subset and surely loses nothing.",
+            "Of several tied with the largest gain there, it is the one with the best mean over subsets.",
+        ),
+        notes=(
+            "Generated inputs fill in what is missing; where nothing is (weak, mislabelled), they are joint training.",
         ),
     ),
 )

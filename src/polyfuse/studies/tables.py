@@ -4,7 +4,7 @@ Pure functions of the records: what cannot be computed from them is left out, no
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,9 +27,9 @@ from polyfuse.report.study_records import (
 from polyfuse.report.study_words import lost_words, verdict_words
 from polyfuse.studies.arms import Plan
 from polyfuse.studies.differences import DRAWS, Compared, Sampled, broken_scores, claims, corrected, held_out, pooled
-from polyfuse.studies.goals import goals
+from polyfuse.studies.goals import MOST_NOISE, goals
 from polyfuse.studies.ledger import ByRun, Ledger, mean_by_label
-from polyfuse.studies.situations import situation
+from polyfuse.studies.situations import situation, unchanged
 
 ORACLE, RESEEDED, BAYES = "oracle", "oracle reseeded", "bayes"
 STAGES = ("raw", "full", "pooled", "mask")
@@ -93,6 +93,8 @@ def summarise(
     reference = next((a.name for a in arms if a.kind == "reference"), "")
     report = StudyReport(name, title or name, asked.question, asked.default, reference, arms)
     report.data = tuple(_info(ledger, data, about or {}) for data in ledger.data)
+    if asked.imbalance:  # what was changed about the data is the question: every situation counts
+        report.data = tuple(replace(info, plain=True) for info in report.data)
     report.tables = tuple(main_table(ledger, data, [a.name for a in arms]) for data in ledger.data)
     report.calibration = tuple(row for data in ledger.data for row in calibration_rows(ledger, data))
     report.broken = tuple(row for data in ledger.data for row in broken_rows(ledger, data))
@@ -106,7 +108,8 @@ def summarise(
         compared[f"{data}\n"] = [c for pair in sorted(pairs) for c in sampled.compare(*pair)]
         if asked.imbalance and reference:
             found = corrected([c.difference for c in compared[data]])
-            situations.append(situation(ledger, report.table(data), reference, methods, found, report.label))
+            table = report.table(data)
+            situations.append(situation(ledger, table, reference, methods, found, report.label, _worst(sampled)))
     judged = [d.name for d in report.judged or report.data]
     alone = [c for data in ledger.data for c in compared[data]]
     over = pooled([c for c in alone if c.difference.data in judged])
@@ -115,18 +118,18 @@ def summarise(
     )
     report.claims = tuple(claims(report.differences, judged))
     report.situations = tuple(situations)
-    report.ingredients = tuple(
-        _ingredient(*one, [c for data in ledger.data for c in compared[f"{data}\n"]], judged)
-        for one in asked.ingredients
-    )
+    tested = [c for data in ledger.data for c in compared[f"{data}\n"]]
+    ingredients = [_ingredient(*one, tested, judged) for one in asked.ingredients]
+    report.ingredients = tuple(one for one in ingredients if one.effects)
     report.costs = tuple(costs(ledger, [a.name for a in arms], reference))
     report.families = tuple(families(report, asked.families))
     report.seeds = max((len(runs) for d in ledger.data for runs in ledger.job(d, "train_seconds").values()), default=0)
     if asked.default and reference:
         report.goals = tuple(goals(report, ledger))
-    report.protocol, report.notes = asked.protocol, (*asked.notes, *_standing(report))
+    absent = [one.label for one in ingredients if not one.effects]
+    report.protocol, report.notes = asked.protocol, (*asked.notes, *_standing(report, absent))
     report.failed = tuple(_failures(ledger))
-    report.verdict, report.lost = tuple(verdict_words(report)), tuple(lost_words(report))
+    report.verdict, report.lost = tuple(_verdict(report)), tuple(lost_words(report))
     return report
 
 
@@ -154,7 +157,7 @@ def main_table(ledger: Ledger, data: str, arms: Sequence[str]) -> DataTable:
             values["complete"] = Stat.of([v[largest] for v in runs.values()]) if largest else None
             values["mean"] = Stat.of([_mean(v.values()) for v in runs.values()])
             values["worst"] = Stat.of([min(v.values()) for v in runs.values()])
-            if oracle:
+            if oracle and not floor > MOST_NOISE:
                 worst = max(oracle[s] - subsets[s] for s in oracle if s in subsets)
                 values["regret"] = Stat(worst - (0.0 if math.isnan(floor) else floor), n=len(runs))
             values["nll"] = Stat.of([_mean(v.values()) for v in nll.get(arm, {}).values()])
@@ -334,7 +337,29 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def _standing(report: StudyReport) -> list[str]:
+def _worst(sampled: Sampled) -> Callable[[str, str], Difference | None]:
+    """Compares two arms on the worst subset."""
+
+    def paired(arm: str, other: str) -> Difference | None:
+        found = (c.difference for c in sampled.compare(arm, other))
+        return next((d for d in found if d.quantity == "worst"), None)
+
+    return paired
+
+
+def _verdict(report: StudyReport) -> list[str]:
+    """What came out; of the ingredients those that surely gain, then those that surely lose, and how many are ties."""
+    effects = [(one, e) for one in report.ingredients for e in one.effects if not e.data and e.quantity == "mean"]
+    moved = sorted((x for x in effects if x[1].verdict != "tied"), key=lambda x: -x[1].mean)
+    words = verdict_words(replace(report, ingredients=tuple(one for one, _ in moved)))
+    ties = len(effects) - len(moved)
+    if ties:
+        rest = f"{'other ' if moved else ''}ingredient{'s are ties' if ties > 1 else ' is a tie'}"
+        words.append(f"The {f'{ties} ' if ties > 1 else ''}{rest} averaged over subsets.")
+    return words
+
+
+def _standing(report: StudyReport, absent: Sequence[str] = ()) -> list[str]:
     """What every reader must know about numbers of this kind."""
     out = []
     if report.differences:
@@ -345,6 +370,26 @@ def _standing(report: StudyReport) -> list[str]:
         out.append("Better and worse mean that the interval excludes zero; Holm's correction is stated beside it.")
     if any(d.basis == "seeds" for d in report.differences):
         out.append("Where losses of single rows were not kept, the interval is Student's t over seeds.")
+    noisy = [f"{t.data} ({100 * t.floor:.1f} points)" for t in report.tables if t.floor > MOST_NOISE]
+    if noisy:
+        out.append(
+            f"No regret is given on {', '.join(noisy)}: two sets of oracles that differ in their seeds alone differ by "
+            f"that much there, more than the {100 * MOST_NOISE:.0f} points that a floor may have."
+        )
+    if absent:
+        out.append(f"Ingredients whose arms did not run at this scale: {'; '.join(absent)}.")
+    if report.situations:
+        out.append(
+            "A technique is recommended on the test rows that its gain is measured on: the largest of several gains is "
+            "too high on average, and its interval is not corrected for the choice. New rows would have to confirm it."
+        )
+    for arm in report.arms:
+        same = [s.data for s in report.situations for t in s.techniques if t.arm == arm.name and unchanged(t)]
+        if same:
+            out.append(
+                f"{arm.label} is the same model as {report.label(report.reference)} on {', '.join(same)}: it found "
+                "nothing to do there, and +0.0 is no result."
+            )
     other = [d.name for d in report.data if d.metric not in ("accuracy",)]
     if other:
         out.append(

@@ -71,7 +71,7 @@ def test_words_follow_from_the_figures() -> None:
     assert "+10.1 points (+9.9 to +10.3) with 1 % of the labels" in better
     assert "The expected gain at 1 to 10 % is there on classes of emoji." in better
     assert "It surely loses on classes of emoji with 100 % of the labels." in better
-    assert "from picture alone 40.0 %, so the second input is worth +10.0 points" in better
+    assert "50.0 % of the time, from picture alone 40.0 %: +10.0 points" in better
     mixed = " ".join(verdict(made({"1 %": 0.0, "5 %": 0.2, "10 %": 0.1, "100 %": 0.0})))
     assert "surely helps with 5 % and 10 % of the labels" in mixed
     assert "is not there throughout on classes of emoji: not at 1 %." in mixed

@@ -6,7 +6,7 @@ scores: minus a mean loss, so that more is better, NLL included.
 Shapes: R runs (split, seed), S subsets, N rows, G groups, D draws. Draw 0 is the data as they are.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,14 +58,29 @@ def worst_modality(values: Mapping[tuple[str, str], Floats]) -> Floats | None:
     by: dict[str, list[Floats]] = {}
     for (modality, _), value in values.items():
         by.setdefault(modality, []).append(value)
-    if not by:
-        return None
-    worst: Floats = np.min([np.mean(v, axis=0) for v in by.values()], axis=0)
-    return worst
+    return _lowest([_mean(v) for v in by.values()]) if by else None
+
+
+def _mean(values: Sequence[Floats]) -> Floats:
+    """Mean over the first axis of what is there; NaN where nothing is."""
+    table = np.stack(values)
+    known = np.isfinite(table)
+    total, count = np.where(known, table, 0.0).sum(axis=0), known.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _lowest(values: Sequence[Floats]) -> Floats:
+    """Minimum over the first axis of what is there; NaN where nothing is."""
+    table = np.stack(values)
+    low = np.where(np.isfinite(table), table, np.inf).min(axis=0)
+    return np.where(np.isfinite(low), low, np.nan)
 
 
 class Sampled:
     """Every arm's quantities on one data set, resampled alike.
+
+    The groups of a run's test rows are resampled among themselves: runs that are tested on the same rows share their
+    draws, runs of other splits have their own. A subset whose rows are in none of a sample is left out of that sample.
 
     Args:
         ledger: The records.
@@ -76,10 +91,7 @@ class Sampled:
 
     def __init__(self, ledger: Ledger, data: str, draws: int = DRAWS, *, alone: bool = False) -> None:
         self.data, self.draws = data, draws
-        self._rng = np.random.default_rng(seed_of(0, f"study {data}"))
         self._cluster_of = ledger.clusters(data)
-        self._keys = self._place = np.zeros(0, np.int64)
-        self._weights = np.ones((0, draws + 1))
         self._runs: dict[int, Floats] = {}
         self._every: frozenset[str] = frozenset()
         found: dict[tuple[str, Run], dict[Row, Losses]] = {}
@@ -93,44 +105,37 @@ class Sampled:
                     row = (metric, e.subset, e.corruption, e.modality)
                     if known.any():
                         found.setdefault((e.arm, e.run), {})[row] = keys[known], values[known]
-        self._open(keys for rows in found.values() for keys, _ in rows.values())
+        tested: dict[Run, list[NDArray[np.int64]]] = {}
+        for (_, run), rows in found.items():
+            tested.setdefault(run, []).extend(keys for keys, _ in rows.values())
+        known_rows = {run: np.unique(np.concatenate(keys)) for run, keys in tested.items()}
+        drawn: dict[bytes, TestRows] = {}
+        for rows_of_run in known_rows.values():
+            name = rows_of_run.tobytes()
+            drawn[name] = drawn.get(name) or self._draw(rows_of_run, len(drawn))
         self._every = frozenset(k[1] for rows in found.values() for k in rows if k[0] == "loss" and not k[2])
         self.arms: dict[str, dict[Run, Draws]] = {}
         for (arm, run), rows in found.items():
-            self.arms.setdefault(arm, {})[run] = self._quantities(rows, alone)
+            scores = _scores(rows, drawn[known_rows[run].tobytes()])
+            self.arms.setdefault(arm, {})[run] = self._quantities(scores, alone)
         self.seeds_only: dict[str, dict[Run, dict[str, float]]] = broken_scores(ledger, data)
 
-    def _open(self, keys: Iterable[NDArray[np.int64]]) -> None:
-        """Number the clusters, and draw how often each is in every sample."""
-        self._keys = np.unique(np.concatenate([*keys, np.zeros(0, np.int64)]))
-        clusters = np.array([self._cluster_of.get(key, key) for key in self._keys.tolist()], np.int64)
-        numbers, self._place = np.unique(clusters, return_inverse=True)
-        count = len(numbers)
+    def _draw(self, keys: NDArray[np.int64], number: int) -> "TestRows":
+        """Number the clusters of some test rows, and draw how often each is in every sample."""
+        clusters = np.array([self._cluster_of.get(key, key) for key in keys.tolist()], np.int64)
+        names, place = np.unique(clusters, return_inverse=True)
+        count = len(names)
+        rng = np.random.default_rng(seed_of(number, f"study {self.data}"))
         weights = np.ones((count, self.draws + 1))
         for d in range(1, self.draws + 1) if count else ():
-            weights[:, d] = np.bincount(self._rng.integers(0, count, count), minlength=count)
-        self._weights = weights
+            weights[:, d] = np.bincount(rng.integers(0, count, count), minlength=count)
+        return TestRows(keys, place, weights)
 
-    def _means(self, rows: Mapping[Row, Losses]) -> dict[Row, Floats]:
-        """``(1 + D,)`` minus the mean loss, of every set of rows."""
-        groups = len(self._weights)
-        counts: dict[bytes, Floats] = {}
-        totals, asked = [], []
-        for keys, losses in rows.values():
-            place = self._place[np.searchsorted(self._keys, keys)]
-            count = np.bincount(place, minlength=groups).astype(np.float64)
-            asked.append(count.tobytes())
-            if asked[-1] not in counts:
-                counts[asked[-1]] = np.maximum(count @ self._weights, 1e-12)
-            totals.append(np.bincount(place, losses, minlength=groups))
-        means = np.stack(totals) @ self._weights if totals else np.zeros((0, 0))
-        return {row: -mean / counts[key] for row, mean, key in zip(rows, means, asked, strict=True)}
-
-    def _quantities(self, rows: Mapping[Row, Losses], alone: bool) -> Draws:
+    def _quantities(self, found: Mapping[Row, Floats], alone: bool) -> Draws:
         scores: dict[str, Floats] = {}
         broken: dict[tuple[str, str], Floats] = {}
         nll: dict[str, Floats] = {}
-        for (metric, subset, corruption, modality), value in self._means(rows).items():
+        for (metric, subset, corruption, modality), value in found.items():
             if metric == "nll":
                 if not corruption:
                     nll[subset] = value
@@ -144,12 +149,11 @@ class Sampled:
             largest = [subset for subset, size in sizes.items() if size == max(sizes.values())]
             if len(largest) == 1:
                 out["complete"] = scores[largest[0]]
-            table = np.stack(list(scores.values()))
-            out["mean"], out["worst"] = table.mean(axis=0), table.min(axis=0)
+            out["mean"], out["worst"] = _mean(list(scores.values())), _lowest(list(scores.values()))
             if alone:
                 out |= {f"alone: {subset}": scores[subset] for subset, size in sizes.items() if size == 0}
         if nll:
-            out["nll"] = nll[""] if "" in nll else np.mean(list(nll.values()), axis=0)
+            out["nll"] = nll[""] if "" in nll else _mean(list(nll.values()))
         for name, wanted in (("broken", True), ("noise", False)):
             worst = worst_modality({k: v for k, v in broken.items() if held_out(k[1]) is wanted})
             if worst is not None:
@@ -169,7 +173,10 @@ class Sampled:
         for quantity in names:
             # Rounded: arms that answer alike differ by nothing, not by the order of a sum.
             gaps = np.stack([(ours[a][quantity] - theirs[b][quantity]).round(9) for a, b in pairs])
-            samples = (gaps * picked).sum(axis=0).round(9)
+            known = np.isfinite(gaps)
+            weight = (picked * known).sum(axis=0)
+            total = (np.where(known, gaps, 0.0) * picked).sum(axis=0)
+            samples = np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), np.nan).round(9)
             out.append(self._compared(arm, reference, quantity, samples, "rows and seeds"))
         for quantity in ("broken", "noise"):
             if quantity not in names:
@@ -207,6 +214,40 @@ class Sampled:
         return Compared(_read(Difference(self.data, arm, reference, quantity, 0, 0, 0, basis=basis), samples), samples)
 
 
+@dataclass(frozen=True)
+class TestRows:
+    """The test rows of a run and how often their groups are in every sample.
+
+    Attributes:
+        keys: ``(N,)`` of the rows, ascending.
+        place: ``(N,)``, the number of each row's group.
+        weights: ``(G, 1 + D)``.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    keys: NDArray[np.int64]
+    place: NDArray[np.int64]
+    weights: Floats
+
+
+def _scores(rows: Mapping[Row, Losses], tested: TestRows) -> dict[Row, Floats]:
+    """``(1 + D,)`` minus the mean loss, of every set of rows; NaN in samples that hold none of them."""
+    groups = len(tested.weights)
+    counts: dict[bytes, Floats] = {}
+    totals, asked = [], []
+    for keys, losses in rows.values():
+        place = tested.place[np.searchsorted(tested.keys, keys)]
+        count = np.bincount(place, minlength=groups).astype(np.float64)
+        asked.append(count.tobytes())
+        if asked[-1] not in counts:
+            drawn = count @ tested.weights
+            counts[asked[-1]] = np.where(drawn > 0, drawn, np.nan)
+        totals.append(np.bincount(place, losses, minlength=groups))
+    means = np.stack(totals) @ tested.weights if totals else np.zeros((0, 0))
+    return {row: -mean / counts[key] for row, mean, key in zip(rows, means, asked, strict=True)}
+
+
 def _match(run: Run, runs: Mapping[Run, object]) -> Run | None:
     if run in runs:
         return run
@@ -235,7 +276,7 @@ def broken_scores(ledger: Ledger, data: str) -> dict[str, dict[Run, dict[str, fl
 
 def _read(difference: Difference, samples: Floats) -> Difference:
     """Mean, interval and p-value from draws; draw 0 is the estimate."""
-    drawn = samples[1:]
+    drawn = samples[1:][np.isfinite(samples[1:])]
     low, high = np.quantile(drawn, [0.025, 0.975])
     p = p_value(drawn)
     return replace(difference, mean=float(samples[0]), low=float(low), high=float(high), p=p, p_holm=p)
@@ -249,7 +290,7 @@ def pooled(compared: Sequence[Compared]) -> list[Compared]:
         by.setdefault((d.arm, d.reference, d.quantity), []).append(c)
     out = []
     for (arm, reference, quantity), members in by.items():
-        samples = np.mean([m.samples for m in members], axis=0)
+        samples = _mean([m.samples for m in members])
         bases = sorted({m.difference.basis for m in members})
         empty = Difference("", arm, reference, quantity, 0, 0, 0, basis=bases[0], sets=len(members))
         out.append(Compared(_read(empty, samples), samples))

@@ -332,7 +332,8 @@ New combinations: scenes that show a colour and a shape that no training picture
 
 NLL: nats per token of the captions under an n-gram model of the training captions, a measure of fluency alone.
 
-Intervals: 95 %; of answers, test rows and seeds resampled together, paired; of captions, Student's over seeds.
+Intervals: 95 %, Student's t over seeds; of answers the wider ends of that and of test rows and seeds resampled
+together, paired. They are not corrected for their number.
 """
 
 FINETUNE = TaskStudy(

@@ -255,7 +255,10 @@ FUSION_VQA = TaskStudy(
         "That run is seed 0. The weights of the best of five evaluations on validation are kept.",
         "Models of one modality have the layout of early fusion, the middle rate, and never see the other modality.",
         "'Counted' is no model: the most frequent training answer to the very same question.",
-        "Intervals resample seeds and test questions, paired.",
+        (
+            "Intervals: the wider ends of Student's t over seeds and of seeds and test questions resampled together, "
+            "paired; not corrected for their number."
+        ),
         "Speed: passes of the three in turns in one process of one thread, medians; the other core works meanwhile.",
     ),
     jobs=jobs,

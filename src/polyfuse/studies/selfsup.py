@@ -251,9 +251,12 @@ def verdict(records: Records) -> list[str]:
         both = max(records.mean(arm_of(world, arm), "accuracy", "100 %") for arm in (TUNED, LONG))
         if best and math.isfinite(both):
             arm = max(best, key=lambda key: best[key])
+            whole = max((TUNED, LONG), key=lambda key: records.mean(arm_of(world, key), "accuracy", "100 %"))
+            gap = records.gap(arm_of(world, whole), arm_of(world, arm), "accuracy", "100 %")
+            worth = "" if gap is None else f": {gap_words(gap)}{', a tie' if gap.verdict == 'tied' else ''}"
             out.append(
-                f"With all labels {name} are answered right {100 * both:.1f} % of the time; from {arm} "
-                f"{100 * best[arm]:.1f} %, so the second input is worth {100 * (both - best[arm]):+.1f} points."
+                f"With all labels {name} are answered right {100 * both:.1f} % of the time, from {arm} "
+                f"{100 * best[arm]:.1f} %{worth} for the second input."
             )
     return [text.replace(" -", " −") for text in out]
 
@@ -301,7 +304,8 @@ validation rows, which have all their labels, for every arm alike.
 
 Words alone and picture alone: the model never sees the other, with all labels, until it gains no more.
 
-Intervals: 95 %, test rows and seeds resampled together, paired.
+Intervals: 95 %, the wider ends of Student's t over seeds and of test rows and seeds resampled together, paired. They
+are not corrected for their number.
 """
 
 SELFSUP = TaskStudy(

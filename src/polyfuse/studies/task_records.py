@@ -127,8 +127,8 @@ class Records:
     ) -> Gap | None:
         """``arm`` minus ``other``, seed by seed.
 
-        The interval comes from resampling rows and seeds where both kept the values of their test rows, else it is the
-        t interval over seeds.
+        The interval is Student's t over seeds; where both kept the values of their test rows, those and the seeds are
+        resampled too and the wider ends stand: resampling a few seeds alone understates how far they spread.
 
         Args:
             arm: Minuend.
@@ -146,12 +146,20 @@ class Records:
         differences = [sign * (one[s] - two[s]) for s in seeds]
         mean = statistics.fmean(differences)
         a, b = self._rows.get((arm, setting, metric), {}), self._rows.get((other, theirs, metric), {})
+        low, high = t_interval(differences) if len(seeds) > 1 else (math.nan, math.nan)
         if all(s in a and s in b and len(a[s]) == len(b[s]) == len(a[seeds[0]]) for s in seeds):
             left, right = np.stack([sign * a[s] for s in seeds]), np.stack([sign * b[s] for s in seeds])
             found = paired_difference(left, right, draws=1000)
-            return Gap(mean, found.low, found.high, len(seeds))
-        low, high = t_interval(differences) if len(seeds) > 1 else (math.nan, math.nan)
+            low, high = float(np.fmin(low, found.low)), float(np.fmax(high, found.high))
         return Gap(mean, low, high, len(seeds))
+
+    def over(self, arm: str, bar: float, metric: str, setting: str = "") -> Gap | None:
+        """``arm`` minus a number that does not vary, with the t interval over seeds."""
+        values = [value - bar for value in self.values(arm, metric, setting).values() if math.isfinite(value)]
+        if not values or not math.isfinite(bar):
+            return None
+        low, high = t_interval(values) if len(values) > 1 else (math.nan, math.nan)
+        return Gap(statistics.fmean(values), low, high, len(values))
 
     def curves(self, arm: str, metric: str, setting: str = "") -> dict[int, list[tuple[float, float]]]:
         """By seed, ``(step, value)``."""

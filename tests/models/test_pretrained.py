@@ -56,7 +56,11 @@ def _head(model: Toy, num_classes: int = 7) -> nn.Module:
     return nn.Linear(5, num_classes, device=model.layer.weight.device)
 
 
-Toy.HEADS = {"vqa": _head, "itm": lambda model: _head(model, 2)}
+def _any(model: Toy, **kwargs: Any) -> nn.Module:
+    return _head(model, **kwargs)
+
+
+Toy.HEADS = {"any": _any, "vqa": _head, "itm": lambda model: _head(model, 2)}
 
 
 def original() -> dict[str, torch.Tensor]:
@@ -120,7 +124,7 @@ def test_heads_go_by_name() -> None:
     old = model.heads["vqa"]
     assert model.attach("vqa", num_classes=2).heads["vqa"] is not old
     assert model.head_config["vqa"] == {"num_classes": 2}
-    with pytest.raises(ValueError, match="Toy has no head for 'vqaa'; it has: itm, vqa"):
+    with pytest.raises(ValueError, match="Toy has no head for 'vqaa'; it has: any, itm, vqa"):
         model.attach("vqaa")
     with pytest.raises(ValueError, match=r"no head attached for \['mlm'\]; attached: \['vqa', 'itm'\]; call .attach"):
         model.asked(["vqa", "mlm"])
@@ -174,3 +178,30 @@ def test_models_without_an_original_say_so() -> None:
         Bare.from_original({})
     with pytest.raises(NotImplementedError, match="Bare has no original layout"):
         Bare().to_original()
+
+
+def test_a_head_names_the_arguments_that_it_has() -> None:
+    with pytest.raises(ValueError, match="head 'vqa' has no argument 'num_class'; did you mean 'num_classes'"):
+        Toy().attach("vqa", num_class=3)
+    with pytest.raises(ValueError, match="head 'itm' has no argument 'size'; known: none"):
+        Toy().attach("itm", size=3)
+    with pytest.raises(ValueError, match="head 'any' has no argument 'size'"):
+        Toy().attach("any", size=3)
+    assert Toy().attach("any", num_classes=3).heads["any"].out_features == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "config.json' cannot be read as JSON"),
+        ("[]", "config.json' must hold a mapping with 'model', 'config' and 'heads'"),
+        ('{"model": "Toy", "config": {}}', "config.json' must hold a mapping"),
+        ('{"model": "Toy", "config": {"dimm": 3}, "heads": {}}', "config.json' makes no Toy: .*dimm"),
+        ('{"model": "Toy", "config": {}, "heads": {"vqa": {"sizes": 1}}}', "config.json' makes no Toy: head 'vqa'"),
+    ],
+)
+def test_a_broken_settings_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    Toy().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        Toy.from_pretrained(tmp_path)

@@ -304,12 +304,26 @@ def test_a_table_of_two_classes_is_fine_tuned_from_the_command_line(
         (["train.pateince=3"], "pateince"),
         (["lora={}", "freeze=[stem]"], "leave out freeze"),
         (["drop={image: 0.7, text: 0.7}"], "add up to 1"),
-        (["task=grounding"], "needs rows with boxes"),
+        (["task=grounding"], r"needs rows with boxes.*data.args.box=\[x0, y0, x1, y1\].*shares \(0 to 1\)"),
         (["task=captioning", "hide=image"], "needs both picture and text"),
         (["cache=true", "augment.crop=0.5"], "leave out augment and unfreeze"),
         (["objective=siglip"], "has the objectives answer; got 'siglip'"),
         (["data.source=scene_question"], "did you mean 'scene_questions'"),
-        (["data.args.validation=0"], "none in one of them"),
+        (["data.args.validation=0"], r"got \d+ and 0; give validation some: .*data.args.validation=100"),
+        (["train.best_by=acc"], "no validation figure 'acc' .*did you mean 'accuracy'. known: loss, accuracy"),
+        (["head.num_layer=2"], "the head of task 'vqa' has no argument 'num_layer'; known: dropout"),
+        (["head.num_answers=2"], "has no argument 'num_answers'"),
+        (["head.dropout=2"], "the head cannot be built of {'dropout': 2}"),
+        (["task=captioning", "head.num_layer=2"], "did you mean 'num_layers'. known: num_layers, num_heads, dropout"),
+        (["model.backbone_options.num_layer=3"], "backbone 'multimodal' has no argument 'num_layer'.*'num_layers'"),
+        (
+            ["task=grounding", "data.source=scene_phrases", "model.backbone=mmbert"],
+            "task 'grounding' cannot train: the visual tokens of backbone 'mmbert' are no places",
+        ),
+        (
+            ["task=retrieval", "data.source=scene_captions", "train.batch_size=1"],
+            "task 'retrieval' .* needs 2 rows, got 1",
+        ),
         (["model.backbone=unitr"], "did you mean 'uniter'"),
         (["model.inputs=regions"], "data.args.regions=true"),
     ],
@@ -318,6 +332,36 @@ def test_mistakes_are_named_and_leave_no_folder(tmp_path: Path, overrides: list[
     with pytest.raises(UserError, match=message):
         finetune_run("none", config_file(tmp_path), overrides=overrides, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyError])
+def test_any_exception_before_the_first_checkpoint_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def dies(self: task_loop._Loop, number: int) -> None:
+        raise error("of something else")
+
+    said: list[str] = []
+    monkeypatch.setattr(task_loop._Loop, "_train", dies)
+    with pytest.raises(error):
+        finetune_run("none", config_file(tmp_path), out=tmp_path / "run", progress=False, say=said.append)
+    assert not (tmp_path / "run").exists()
+    assert said[-1] == f"run folder: {tmp_path / 'run'}"
+
+
+def test_the_folder_is_named_when_training_begins_and_a_later_exception_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    with pytest.raises(UserError, match="cannot be cut into 12 shares"):
+        finetune_run(
+            "none", config_file(tmp_path), overrides=["train.accumulate=12"], out=tmp_path / "run", say=said.append
+        )
+    assert not any(line.startswith("run folder") for line in said)
+    monkeypatch.setattr("polyfuse.run.finetune.write", None)
+    with pytest.raises(TypeError):
+        finetune_run("none", config_file(tmp_path), out=tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "checkpoints" / "last.safetensors").is_file()
 
 
 def test_a_checkpoint_must_be_one_and_fit(tmp_path: Path) -> None:

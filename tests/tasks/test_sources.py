@@ -267,19 +267,30 @@ def test_a_table_of_values_and_boxes(tmp_path: Path) -> None:
     assert data.boxes[0].tolist() == pytest.approx([0.1, 0.1, 0.4, 0.5])
     assert len(set(data.part.tolist())) == 1  # one picture, one part
     assert any("value: 1 x not a number (row 4: 'x')" in note for note in data.notes)
-    assert any("no usable box (row 6)" in note for note in data.notes)
+    assert any(
+        "no usable box (0 <= x0 < x1 <= 1 and so for y: shares of width and height) (row 6)" in note
+        for note in data.notes
+    )
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"image": "photo"}, "has no column 'photo'"),
-        ({"box": ["a", "b"]}, "box must name four columns"),
+        ({"image": "photo"}, "has no column 'photo'.* its columns: 'text', 'label'"),
+        ({"box": ["a", "b"]}, r"data.args.box must name four columns, .* got \['a', 'b'\]"),
+        ({"box": 4}, "data.args.box must name four columns, .* got 4"),
+        ({"ratios": [0.5, 0.5]}, r"data.args.ratios must be three shares .* got \[0.5, 0.5\]"),
+        ({"ratios": [0.5, 0.5, "x"]}, "data.args.ratios must be three shares"),
+        ({"ratios": [0.9, 0.5, 0.1]}, "data.args.ratios must be three shares"),
+        ({"ratios": 0.7}, "data.args.ratios must be three shares .* got 0.7"),
+        ({"split": "label"}, "or test, got 'b'; mend its cells or remove data.args.split"),
     ],
 )
 def test_a_table_without_the_named_columns(tmp_path: Path, args: dict[str, object], message: str) -> None:
     path = written_table(tmp_path, [{"text": "a", "label": "b"}])
     with pytest.raises(UserError, match=message):
         load_source("table", path=path, **args)
-    with pytest.raises(UserError, match="needs a column image or text"):
+    with pytest.raises(UserError, match=r"name yours: data.args.image=COLUMN or .*; its columns: 'label'"):
         load_source("table", path=written_table(tmp_path, [{"label": "b"}], "two.csv"))
+    with pytest.raises(UserError, match="got 'later'; mend its cells or rename the column"):
+        load_source("table", path=written_table(tmp_path, [{"text": "b", "split": "later"}], "three.csv"))

@@ -15,8 +15,10 @@ NAMES = ("train", "validation", "test")
 WORDS = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2, "testing": 2}
 
 
-def split_by_column(values: Sequence[str | None], column: str) -> np.ndarray:
-    """``(N,)`` int8: 0 train, 1 validation, 2 test, -1 empty.
+def split_by_column(
+    values: Sequence[str | None], column: str, *, way_out: str = "rename it there or remove data.split.column"
+) -> np.ndarray:
+    """``(N,)`` int8: 0 train, 1 validation, 2 test, -1 empty; ``way_out`` ends the message of a wrong word.
 
     Raises:
         UserError: For a word that is none of train, validation (val, valid, dev) and test.
@@ -30,7 +32,7 @@ def split_by_column(values: Sequence[str | None], column: str) -> np.ndarray:
         if code == -2:
             raise UserError(
                 f"split column {column!r} must hold train, validation (val, valid, dev) or test, got {word!r}; "
-                "rename it there or remove data.split.column"
+                f"{way_out}"
             )
     return np.array([-1 if value is None else known[value] for value in values], dtype=np.int8)
 

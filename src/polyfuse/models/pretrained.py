@@ -1,6 +1,9 @@
 """What the named models share: a folder on disk, heads by task name, original checkpoints in and out."""
 
+import difflib
+import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -25,6 +28,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list, set, frozenset)):
         return [_plain(part) for part in value]
     return value
+
+
+def unknown_argument(owner: str, given: str, known: Iterable[str]) -> str:
+    """The sentence for an argument that there is not, with the nearest and all that there are.
+
+    Example:
+        >>> unknown_argument("head 'caption'", "num_layer", ["num_layers", "dropout"])
+        "head 'caption' has no argument 'num_layer'; did you mean 'num_layers'? known: num_layers, dropout"
+    """
+    names = list(known)
+    near = difflib.get_close_matches(given, names, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ";"
+    return f"{owner} has no argument '{given}'{hint} known: {', '.join(names) or 'none'}"
 
 
 class PretrainedModel(nn.Module):
@@ -53,15 +69,42 @@ class PretrainedModel(nn.Module):
         """Attach a new head per task (replacing an older one); ``kwargs`` go to its builder.
 
         Raises:
-            ValueError: If the model knows no such task.
+            ValueError: If the model knows no such task, or its head no such argument.
         """
         for task in tasks:
             if task not in self.HEADS:
                 known = ", ".join(sorted(self.HEADS)) or "none"
                 raise ValueError(f"{type(self).__name__} has no head for {task!r}; it has: {known}")
-            self.heads[task] = self.HEADS[task](self, **kwargs).train(self.training)
+            self._check_head(task, kwargs)
+            try:
+                head = self.HEADS[task](self, **kwargs)
+            except TypeError as error:  # of a builder that hands on whatever it gets
+                wrong = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+                if wrong is None or wrong[1] not in kwargs:
+                    raise
+                raise ValueError(f"head '{task}' has no argument '{wrong[1]}' ({error})") from None
+            self.heads[task] = head.train(self.training)
             self.head_config[task] = _plain(kwargs)
         return self
+
+    @classmethod
+    def head_arguments(cls, task: str) -> dict[str, bool] | None:
+        """``{argument: it must be given}`` of a head; None where its builder hands on whatever it gets."""
+        parameters = list(inspect.signature(cls.HEADS[task]).parameters.values())[1:]
+        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            return None
+        return {parameter.name: parameter.default is inspect.Parameter.empty for parameter in parameters}
+
+    def _check_head(self, task: str, given: Iterable[str]) -> None:
+        known = self.head_arguments(task)
+        if known is None:
+            return
+        for name in given:
+            if name not in known:
+                raise ValueError(unknown_argument(f"head '{task}'", name, known))
+        missing = [name for name, needed in known.items() if needed and name not in given]
+        if missing:
+            raise ValueError(f"head '{task}' needs the argument {' and '.join(map(repr, missing))}")
 
     def asked(self, tasks: Iterable[str] | None) -> list[str]:
         """The attached heads to run: ``tasks``, or all of them.
@@ -92,16 +135,27 @@ class PretrainedModel(nn.Module):
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If the folder holds another model, or its weights do not fit.
+            ValueError: If the folder holds another model or a damaged file, or its weights do not fit.
         """
         folder = Path(folder)
-        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        file = folder / _SETTINGS
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:  # no JSON, or no UTF-8
+            raise ValueError(f"'{file}' cannot be read as JSON ({error}); it is damaged") from None
+        if not isinstance(settings, dict) or not all(isinstance(settings.get(k), dict) for k in ("config", "heads")):
+            raise ValueError(
+                f"'{file}' must hold a mapping with 'model', 'config' and 'heads', as save_pretrained writes"
+            )
         if settings.get("model") != cls.__name__:
             raise ValueError(f"{folder} holds a {settings.get('model')!r}, expected a {cls.__name__!r}")
-        with torch.device("meta"):
-            model = cls(**settings["config"])
-            for task, kwargs in settings["heads"].items():
-                model.attach(task, **kwargs)
+        try:
+            with torch.device("meta"):
+                model = cls(**settings["config"])
+                for task, kwargs in settings["heads"].items():
+                    model.attach(task, **kwargs)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"'{file}' makes no {cls.__name__}: {error.args[0] if error.args else error}") from None
         state = read_tensors(folder / _WEIGHTS)
         return model._take(state, where=str(folder)).to(device).eval()
 

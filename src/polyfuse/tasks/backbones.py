@@ -5,12 +5,17 @@ Here are those that read any visual tokens; ``eyes.py`` has those that look at t
 Shapes: B rows, T words, P visual tokens, D width. Masks: True = present.
 """
 
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from polyfuse.models.mmbert import MMBERT
+from polyfuse.models.mmbt import MMBT
 from polyfuse.models.multimodal_transformer import MultimodalTransformer
+from polyfuse.models.pretrained import unknown_argument
 from polyfuse.models.uniter import UNITER
 from polyfuse.models.vilbert import ViLBERT
 from polyfuse.models.visual_bert import VisualBert
@@ -248,3 +253,46 @@ BACKBONES = Registry(
         "visual_bert": VisualBertBackbone,
     },
 )
+
+#: Models whose further arguments a backbone hands on, and those of them that it sets itself.
+_FURTHER: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "mmbert": (MMBERT, ("positions", "embedding_dropout", "cls_id", "sep_id")),
+    "mmbt": (MMBT, ("attention_dropout", "cls_id", "sep_id")),
+    "multimodal": (MultimodalTransformer, ("modalities", "input_dim")),
+    "uniter": (UNITER, ("region_dim", "attention_dropout")),
+    "vilbert": (ViLBERT, ("feature_dim", "region_dim", "region_heads", "co_dim", "co_heads")),
+    "visual_bert": (VisualBert, ("region_dim", "attention_dropout")),
+}
+_NEVER = ("self", "vocab_size", "dim", "max_length", "device", "dtype", "options")
+
+
+def backbone_options(backbone: str) -> tuple[str, ...]:
+    """What ``backbone_options`` may name.
+
+    Raises:
+        KeyError: If the backbone is unknown.
+
+    Example:
+        >>> backbone_options("clip")
+        ('num_layers', 'num_heads', 'causal')
+    """
+    known = dict.fromkeys(inspect.signature(BACKBONES[backbone].__init__).parameters)
+    never = {*_NEVER}
+    if backbone in _FURTHER:
+        model, own = _FURTHER[backbone]
+        known |= dict.fromkeys(inspect.signature(model.__init__).parameters)
+        never |= {*own}
+    return tuple(name for name in known if name not in never)
+
+
+def check_options(backbone: str, given: Iterable[str]) -> None:
+    """Refuse what a backbone does not take.
+
+    Raises:
+        KeyError: If the backbone is unknown.
+        ValueError: For an unknown option, with the nearest and all that there are.
+    """
+    known = backbone_options(backbone)
+    for name in given:
+        if name not in known:
+            raise ValueError(unknown_argument(f"backbone_options: backbone '{backbone}'", str(name), known))

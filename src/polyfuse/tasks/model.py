@@ -17,7 +17,7 @@ from polyfuse.losses.scale import LearnableScale
 from polyfuse.models.captioner import Captioner
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.pretrained import PretrainedModel, arguments
-from polyfuse.tasks.backbones import BACKBONES
+from polyfuse.tasks.backbones import BACKBONES, check_options
 from polyfuse.tasks.batch import TaskBatch
 from polyfuse.tasks.eyes import Eye
 from polyfuse.tasks.stem import GridStem, RegionStem, States, VisualTokens
@@ -36,6 +36,40 @@ class Encoded(NamedTuple):
     states: States
     visual: VisualTokens
     text_mask: Tensor
+
+
+def _decoder(
+    model: "TaskModel",
+    num_layers: int = 2,
+    num_heads: int = 4,
+    dropout: float = 0.1,
+    hidden_dim: int | None = None,
+    tied_output: bool = True,
+    normalize_context: bool = True,
+    norm_first: bool = True,
+    activation: str = "gelu",
+    attention_dropout: float | None = None,
+    eps: float = 1e-5,
+) -> Captioner:
+    return Captioner(
+        vocab_size=model.config["vocab_size"],
+        dim=model.dim,
+        context_dim=model.dim,
+        max_length=model.config["max_length"],
+        bos_id=BOS,
+        eos_id=EOS,
+        pad_id=PAD,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        dropout=dropout,
+        hidden_dim=hidden_dim,
+        tied_output=tied_output,
+        normalize_context=normalize_context,
+        norm_first=norm_first,
+        activation=activation,
+        attention_dropout=attention_dropout,
+        eps=eps,
+    )
 
 
 class TaskModel(PretrainedModel):
@@ -60,11 +94,11 @@ class TaskModel(PretrainedModel):
 
     Raises:
         KeyError: If the backbone is unknown.
-        ValueError: If sizes do not fit.
+        ValueError: If sizes do not fit, or the backbone has no such option.
     """
 
     HEADS: ClassVar[Mapping[str, Callable[..., nn.Module]]] = {
-        "contrast": lambda model, **kwargs: ContrastHead(model.dim, model.embed_dim, **kwargs),
+        "contrast": lambda model, scale=1 / 0.07, bias=-10.0: ContrastHead(model.dim, model.embed_dim, scale, bias),
         "match": lambda model: nn.Linear(model.dim, 2),
         "words": lambda model: WordHead(model.dim, model.config["vocab_size"]),
         "pixels": lambda model: nn.Linear(model.dim, 3 * model.config["patch"] ** 2),
@@ -73,7 +107,7 @@ class TaskModel(PretrainedModel):
         "answer": lambda model, num_answers, dropout=0.1: AnswerHead(model.dim, num_answers, dropout),
         "value": lambda model, dropout=0.1: AnswerHead(model.dim, 1, dropout),
         "box": lambda model: BoxHead(model.dim),
-        "caption": lambda model, **kwargs: _decoder(model, **kwargs),
+        "caption": _decoder,
     }
 
     def __init__(
@@ -95,6 +129,7 @@ class TaskModel(PretrainedModel):
         self.config, self.dim, self.embed_dim = config, dim, embed_dim
         make: Any = BACKBONES[backbone]
         options = dict(backbone_options or {})
+        check_options(backbone, options)
         self.stem: GridStem | RegionStem | Eye
         if hasattr(make, "take_stem"):
             if region_dim is not None:
@@ -288,17 +323,3 @@ class BoxHead(nn.Module):
         center = (place[:, :2] + place[:, 2:]) / 2
         shifted = torch.cat([center + 0.5 * box[:, :2].tanh(), box[:, 2:].sigmoid()], dim=-1)
         return centers_to_corners(shifted).clamp(0.0, 1.0), scores
-
-
-def _decoder(model: TaskModel, **kwargs: Any) -> Captioner:
-    settings = {"num_layers": 2, "num_heads": 4, "dropout": 0.1, **kwargs}
-    return Captioner(
-        vocab_size=model.config["vocab_size"],
-        dim=model.dim,
-        context_dim=model.dim,
-        max_length=model.config["max_length"],
-        bos_id=BOS,
-        eos_id=EOS,
-        pad_id=PAD,
-        **settings,
-    )

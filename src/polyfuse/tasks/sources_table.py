@@ -18,6 +18,7 @@ from polyfuse.errors import UserError
 from polyfuse.tasks.batch import TaskData
 
 _BOX = 4
+_BOX_RULE = "box (0 <= x0 < x1 <= 1 and so for y: shares of width and height)"
 _NULLS = frozenset(NULL_VALUES)
 _EMPTY = frozenset({""})  # "none" is an answer
 
@@ -70,7 +71,11 @@ def table(
     boxes = _box_columns(box)
     check_columns([*columns.values(), *boxes], known, where.name)
     if not {"image", "text"} & set(columns):
-        raise UserError(f"table '{where.name}' needs a column image or text; name yours: image=COLUMN or text=COLUMN")
+        raise UserError(
+            f"table '{where.name}' needs a column image or text; name yours: data.args.image=COLUMN or "
+            f"data.args.text=COLUMN; its columns: {', '.join(map(repr, known[:20]))}"
+        )
+    shares = _shares(ratios)
     problems = Problems()
     pictures = _Pictures(
         side, Reading(folder=where.parent, max_pixels=max_pixels, allow_outside=allow_outside), problems
@@ -80,16 +85,16 @@ def table(
         raise UserError(f"table '{where.name}' has no row to use: {'; '.join(problems.lines()) or 'it is empty'}")
     groups = [row["group"] for row in rows]
     if "split" in columns:
-        part = split_by_column([row["split"] for row in rows], columns["split"])
+        way_out = "rename the column" if split is None else "remove data.args.split"
+        part = split_by_column([row["split"] for row in rows], columns["split"], way_out=f"mend its cells or {way_out}")
         for row, number in zip(rows, part, strict=True):
             if number < 0:
                 problems.add("split", "empty cell", row["row"])
         rows = [row for row, number in zip(rows, part, strict=True) if number >= 0]
         groups, part = [row["group"] for row in rows], part[part >= 0]
     else:
-        first, second, third = ratios
         keys = [str(row["row"]) for row in rows]
-        part = split_by_ratio(keys, ratios=(first, second, third), seed=seed, groups=groups)
+        part = split_by_ratio(keys, ratios=shares, seed=seed, groups=groups)
     numbered: dict[str, int] = {}
     said: dict[str, list[str]] = {}
     for row in rows:
@@ -121,11 +126,24 @@ def _columns(known: Sequence[str], **named: str | None) -> dict[str, str]:
     return found
 
 
-def _box_columns(box: Sequence[str] | None) -> tuple[str, ...]:
+def _shares(ratios: Any) -> tuple[float, float, float]:
+    numbers = isinstance(ratios, Sequence) and all(type(share) in (int, float) for share in ratios)
+    if not numbers or len(ratios) != 3 or min(ratios) < 0 or not ratios[0] or not abs(sum(ratios) - 1) <= 1e-6:
+        raise UserError(
+            "data.args.ratios must be three shares that sum to 1, of train (above 0), validation and test, such as "
+            f"[0.7, 0.15, 0.15], got {ratios!r}"
+        )
+    return float(ratios[0]), float(ratios[1]), float(ratios[2])
+
+
+def _box_columns(box: Any) -> tuple[str, ...]:
     if box is None:
         return ()
-    if isinstance(box, str) or len(box) != _BOX:
-        raise UserError(f"box must name four columns, x0, y0, x1 and y1, got {box!r}")
+    if not isinstance(box, Sequence) or len(box) != _BOX or not all(isinstance(name, str) for name in box):
+        raise UserError(
+            f"data.args.box must name four columns, such as [x0, y0, x1, y1], which hold shares of the picture's width "
+            f"and height, got {box!r}"
+        )
     return tuple(box)
 
 
@@ -175,7 +193,7 @@ def _lacking(row: dict[str, Any], columns: dict[str, str], boxes: tuple[str, ...
         return "answer"
     if "value" in columns and not np.isfinite(row["value"]):
         return "value"
-    return "box" if boxes and not _is_box(row["box"]) else None
+    return _BOX_RULE if boxes and not _is_box(row["box"]) else None
 
 
 def _is_box(corners: list[float]) -> bool:

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from polyfuse.data.keyed import key_of, uniform
+from polyfuse.data.schema import nearest
 from polyfuse.errors import UserError
+from polyfuse.models.pretrained import unknown_argument
 from polyfuse.registry import Registry
 from polyfuse.tasks.batch import MODALITIES, TRAIN, VALIDATION, Collator, TaskBatch, TaskData, answer_vocabulary
 from polyfuse.tasks.cached import frozen_features
@@ -39,6 +41,7 @@ class Aim:
         best_by: The validation figure that decides which weights are best.
         best_is: Whether that is the lowest or the highest.
         needs: The field of ``TaskData`` it is about.
+        curves: The judge's figures on validation rows, beside the loss.
     """
 
     head: str
@@ -47,10 +50,12 @@ class Aim:
     best_by: str
     best_is: Literal["lowest", "highest"]
     needs: tuple[str, ...]
+    curves: tuple[str, ...] = ()
 
 
-_ANSWER = Aim("answer", ("answer",), "answers", "accuracy", "highest", ("answers", "votes"))
-_VALUE = Aim("value", ("value",), "values", "loss", "lowest", ("values",))
+_ANSWER = Aim("answer", ("answer",), "answers", "accuracy", "highest", ("answers", "votes"), ("accuracy",))
+_VALUE = Aim("value", ("value",), "values", "loss", "lowest", ("values",), ("mae", "rmse", "r2"))
+_RECALL = ("mean_recall", "text_to_image_R@1", "image_to_text_R@1")
 #: Tasks by name. Entailment is a class of picture and sentence; sentiment a number, as regression.
 TASKS = Registry(
     "task",
@@ -60,9 +65,11 @@ TASKS = Registry(
         "entailment": _ANSWER,
         "captioning": Aim("caption", ("caption",), "captioning", "loss", "lowest", ("images", "regions")),
         "retrieval": Aim(
-            "contrast", ("contrast", "siglip"), "retrieval", "mean_recall", "highest", ("images", "regions")
+            "contrast", ("contrast", "siglip"), "retrieval", "mean_recall", "highest", ("images", "regions"), _RECALL
         ),
-        "grounding": Aim("box", ("grounding",), "grounding", "mean_iou", "highest", ("boxes",)),
+        "grounding": Aim(
+            "box", ("grounding",), "grounding", "mean_iou", "highest", ("boxes",), ("accuracy", "mean_iou")
+        ),
         "sentiment": _VALUE,
         "regression": _VALUE,
     },
@@ -165,6 +172,7 @@ def fine_tune(
     """
     aim: Aim = TASKS[options.task]
     _check(aim, data, options, augment is not None)
+    _check_head(model, aim, options)
     kept = () if aim.head != "answer" else answer_vocabulary(data, most=options.answers)
     objective = _objective(model, aim, options, kept, answers, say)
     freeze_parameters(model, options.freeze, say=say) if options.freeze else None
@@ -191,6 +199,7 @@ def fine_tune(
             best_is="lowest" if (options.best_by or aim.best_by) in _LOW else aim.best_is,
             before_step=None if gradual is None else _thaw(gradual),
             augment=_augment(options, None if augment is None else augment(collate)),
+            begun=None if run_dir is None else lambda: say(f"run folder: {run_dir}"),
             run_dir=run_dir,
             resume=resume,
             fabric=fabric,
@@ -208,13 +217,34 @@ def fine_tune(
 _LOW = ("loss", "mae", "rmse")
 
 
+_OF_A_TABLE = {
+    "answer": "a table needs a column answer or label, or data.args.answer=COLUMN",
+    "value": "a table needs a column value, or data.args.value=COLUMN",
+    "box": "a table needs its four columns named, data.args.box=[x0, y0, x1, y1]: left, top, right and bottom edge as "
+    "shares (0 to 1) of the picture's width and height",
+}
+
+
 def _check(aim: Aim, data: TaskData, options: FineTune, augmented: bool) -> None:
     if all(getattr(data, name) is None for name in aim.needs):
-        raise UserError(f"task '{options.task}' needs rows with {' or '.join(aim.needs)}; '{data.name}' has none")
+        more = f"; {_OF_A_TABLE[aim.head]}" if aim.head in _OF_A_TABLE else ""
+        raise UserError(f"task '{options.task}' needs rows with {' or '.join(aim.needs)}; '{data.name}' has none{more}")
     if options.task in ("captioning", "retrieval") and not any(data.texts):
         raise UserError(f"task '{options.task}' needs rows with texts; '{data.name}' has none")
-    if not len(data.rows(TRAIN)) or not len(data.rows(VALIDATION)):
-        raise UserError(f"'{data.name}' needs rows in train and validation, got none in one of them")
+    counts = {name: len(data.rows(name)) for name in ("train", "validation")}
+    lacking = [name for name, count in counts.items() if not count]
+    if lacking:
+        raise UserError(
+            f"'{data.name}' needs rows in train and validation, got {counts['train']} and {counts['validation']}; give "
+            f"{' and '.join(lacking)} some: drawn sources take data.args.{lacking[0]}=100, a table data.args.ratios or "
+            "a column data.args.split"
+        )
+    fewest = min(options.loop.batch_size, counts["train"])
+    if aim.head == "contrast" and fewest < 2:
+        raise UserError(
+            f"task '{options.task}' learns from the other rows of a batch: it needs 2 rows, got {fewest} "
+            f"(train.batch_size={options.loop.batch_size}, {counts['train']} training rows)"
+        )
     for name in {options.hide, *options.drop} - {None}:
         if name not in MODALITIES:
             raise UserError(f"a modality must be one of {', '.join(MODALITIES)}, got '{name}'")
@@ -225,8 +255,28 @@ def _check(aim: Aim, data: TaskData, options: FineTune, augmented: bool) -> None
     if options.objective is not None and options.objective not in aim.objectives:
         known = ", ".join(aim.objectives)
         raise UserError(f"task '{options.task}' has the objectives {known}; got '{options.objective}'")
+    figures = ("loss", *aim.curves)
+    if options.best_by is not None and options.best_by not in figures:
+        begun = next((name for name in figures if name.startswith(options.best_by)), options.best_by)  # such as acc
+        hint = nearest(begun, figures) or ";"
+        raise UserError(
+            f"task '{options.task}' has no validation figure '{options.best_by}' for train.best_by{hint} "
+            f"known: {', '.join(figures)}"
+        )
     if not 0 < options.labels <= 1:
         raise UserError(f"labels must be a share in (0, 1], got {options.labels}")
+
+
+def _check_head(model: TaskModel, aim: Aim, options: FineTune) -> None:
+    own = [name for name in model.head_arguments(aim.head) or {} if name != "num_answers"]  # the rows tell that
+    for name in options.head:
+        if name not in own:
+            raise UserError(unknown_argument(f"the head of task '{options.task}'", str(name), own))
+    if aim.head == "box" and getattr(model.stem, "grid", None) == 0:
+        raise UserError(
+            f"task '{options.task}' cannot train: the visual tokens of backbone '{model.config['backbone']}' are no "
+            "places; take another backbone"
+        )
 
 
 def _objective(
@@ -248,7 +298,12 @@ def _objective(
     more = {"num_answers": len(answers)} if aim.head == "answer" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.loop.seed)
-        made: Objective = OBJECTIVES[options.objective or aim.objectives[0]](model, **more, **options.head)
+        try:
+            made: Objective = OBJECTIVES[options.objective or aim.objectives[0]](model, **more, **options.head)
+        except (TypeError, ValueError) as error:
+            if not options.head:
+                raise
+            raise UserError(f"the head cannot be built of {dict(options.head)}: {error}") from None
     return made
 
 
@@ -346,13 +401,10 @@ def _validation(
         figures = {"loss": found / count}
         if aim.head != "caption":  # writing takes long
             scored = judge(model, data, words, task=aim.judge, part="validation", rows=rows, **again)
-            figures |= {name: value for name, value in scored.figures.items() if name in _CURVES}
+            figures |= {name: value for name, value in scored.figures.items() if name in aim.curves}
         return figures
 
     return validate
-
-
-_CURVES = ("accuracy", "mean_iou", "mean_recall", "mae", "rmse", "r2", "text_to_image_R@1", "image_to_text_R@1")
 
 
 def _judge(

@@ -59,6 +59,7 @@ def fit_tasks(
     best_is: Literal["lowest", "highest"] = "lowest",
     before_step: Callable[[int], None] | None = None,
     augment: Callable[[TaskBatch, int], TaskBatch] | None = None,
+    begun: Callable[[], None] | None = None,
     run_dir: Path | None = None,
     resume: bool = False,
     fabric: Any = None,
@@ -77,6 +78,7 @@ def fit_tasks(
         before_step: Called with the number of every step before it, to freeze and unfreeze parameters. A resumed run
             begins in the middle: it must set what the step needs, not only what changes there.
         augment: Changes a training batch, given the step; draws must be keyed by ``batch.keys`` and the step.
+        begun: Called once, when settings and data have proved to fit, before the first step.
         run_dir: Folder for checkpoints and ``metrics.jsonl``; None writes nothing.
         resume: Go on from ``run_dir``'s last checkpoint, if there is one.
         fabric: A launched Fabric (``task_fabric``); None = one process on the CPU.
@@ -105,6 +107,8 @@ def fit_tasks(
             judge = _Judge(validate, best_by, 1.0 if best_is == "lowest" else -1.0)
             loop = _Loop(model, tasks, settings, judge, before_step, augment, run_dir, device)
             loop.open(resume)
+            if begun is not None:
+                begun()
             with checkpointed(loop.model, settings.activation_checkpointing):
                 return loop.run(progress)
     finally:

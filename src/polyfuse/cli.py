@@ -177,9 +177,11 @@ def finetune(
 RunFolder = Annotated[
     Path | None, typer.Option("--run", help="A run of polyfuse finetune; default the newest one that can do this.")
 ]
+_TABLE = "Many at once: a .csv, .parquet or .jsonl with a column image"
 Table = Annotated[
-    Path | None, typer.Option(help="Many at once: a .csv, .parquet or .jsonl with a column image, and one of the text.")
+    Path | None, typer.Option(help=f"{_TABLE}, and one of the text: question of ask, phrase of ground, or text.")
 ]
+Pictures = Annotated[Path | None, typer.Option("--table", help=f"{_TABLE}.")]
 
 
 @app.command()
@@ -205,7 +207,7 @@ def ask(
 def caption(
     images: Annotated[list[str] | None, typer.Argument(help="Pictures.", metavar="IMAGE...")] = None,
     run: RunFolder = None,
-    table: Table = None,
+    table: Pictures = None,
     beams: Annotated[int, typer.Option(min=1, help="Of beam search; 1: greedy.")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -213,8 +215,7 @@ def caption(
     from polyfuse.run.ask import caption as describe
     from polyfuse.run.ask import items_of
 
-    names = [item.image for item in items_of(images or [], table, None)]
-    result = describe(names, run=run, beams=beams, say=say)
+    result = describe(items_of(images or [], table, None), run=run, beams=beams, say=say)
     emit(result.to_dict(), as_json, result.text)
     raise typer.Exit(0 if result.rows else 1)
 

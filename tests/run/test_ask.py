@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from polyfuse.cli import run as cli
@@ -14,6 +15,7 @@ from polyfuse.run.ask import Item, ask, caption, ground, items_of, tidy
 from polyfuse.run.draw import draw_box
 from polyfuse.run.finetune import finetune_run
 from polyfuse.run.task_folder import newest_run, read_task_run
+from polyfuse.tasks.batch import Collator, TaskData
 from polyfuse.tasks.sources import load_source
 from polyfuse.yaml_text import dump_yaml
 
@@ -72,7 +74,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_answered(home: Path) -> No
     names = ["0.png", "broken.png", "1.png", "gone.png", "words.txt"]
     replies = ask([Item(str(home / name), "what is this?") for name in names], run=home / "runs" / "vqa")
     assert [Path(row["image"]).name for row in replies.rows] == ["0.png", "1.png"]
-    reasons = {Path(name).name: reason for name, reason in replies.unreadable}
+    reasons = {Path(one.image).name: one.reason for one in replies.unreadable}
     assert reasons["gone.png"] == "missing file"
     assert reasons["words.txt"].startswith("wrong type")
     assert set(reasons) == {"broken.png", "gone.png", "words.txt"}
@@ -139,6 +141,9 @@ def test_the_newest_run_of_the_task_answers(home: Path, monkeypatch: pytest.Monk
         (["ask", "0.png", "why", "--table", "rows.csv"], "not both"),
         (["caption"], "name a picture"),
         (["ground", "0.png", " "], "needs a phrase"),
+        (["ask", "0.png", ""], "'0.png' needs a question, got an empty one"),
+        (["ground", "0.png", "ring", "--out", "box.txt"], "got 'box.txt', which looks like another kind of file"),
+        (["ground", "0.png", "ring", "--out", "box.jpg"], "which looks like another kind of file"),
         (["ground", "0.png", "1.png", "ring", "--out", "one.png"], "name a folder"),
         (["ask", "0.png", "why", "--run", "runs/captioning"], "it has caption; fine-tune it for vqa"),
         (["ask", "0.png", "why", "--run", "nowhere"], "is no finished run"),
@@ -174,3 +179,63 @@ def test_a_run_for_values_says_a_number_in_its_unit(home: Path, tmp_path: Path) 
 def test_items_come_from_arguments_or_a_table() -> None:
     assert items_of(["a.png", "b.png", "why?"], None, "question") == [Item("a.png", "why?"), Item("b.png", "why?")]
     assert items_of(["a.png"], None, None) == [Item("a.png")]
+
+
+def table(folder: Path, *lines: str) -> Path:
+    path = folder / "asked.csv"
+    path.write_text("\n".join(["image,text", *lines]), encoding="utf-8")
+    return path
+
+
+def test_a_row_without_a_picture_is_answered_from_its_text(home: Path) -> None:
+    path = table(home, "0.png,is there a ring?", "gone.png,why?", "1.png, ", ",is there a ring?", ",", "gone.png,why?")
+    replies = ask(items_of([], path, "question|text"), run=home / "runs" / "vqa")
+    assert [row["row"] for row in replies.rows] == [1, 4]
+    assert [(one.row, one.reason) for one in replies.unreadable] == [
+        (2, "missing file"),
+        (3, "no question"),
+        (5, "no question"),
+        (6, "missing file"),
+    ]
+    found = read_task_run(home / "runs" / "vqa")
+    assert replies.rows[0]["probability"] != replies.rows[1]["probability"]
+    (alone,) = ask([Item("", "is there a ring?")], run=home / "runs" / "vqa", top=len(found.answers)).rows
+    data = TaskData(
+        "alone",
+        np.zeros((1, 32, 32, 3), np.uint8),
+        np.array([-1]),
+        ["is there a ring?"],
+        np.zeros(1, np.int8),
+        np.arange(1),
+    )
+    with torch.no_grad():
+        shares = found.model(Collator(data, found.words, max_length=40)(np.arange(1)), tasks=("answer",)).answer_logits
+    wanted = shares.softmax(dim=1).max().item()
+    assert alone["probability"] == pytest.approx(wanted, rel=1e-5) == pytest.approx(replies.rows[1]["probability"])
+    assert "row 4, no picture: is there a ring?" in replies.text()
+    assert f"  row 6: {home / 'gone.png'}: missing file" in replies.text()
+    assert replies.to_dict()["unreadable"][1] == {"image": str(home / "1.png"), "reason": "no question", "row": 3}
+
+
+def test_captions_and_boxes_need_a_picture_and_boxes_a_phrase(home: Path, tmp_path: Path) -> None:
+    path = table(home, "0.png,the ring", ",the ring", "1.png,", "2.png,the ring")
+    said = caption(items_of([], path, None), run=home / "runs" / "captioning")
+    assert [row["row"] for row in said.rows] == [1, 3, 4]
+    assert "  row 2: no picture" in said.text()
+    boxes = ground(items_of([], path, "phrase|text"), run=home / "runs" / "grounding", out=tmp_path / "drawn")
+    assert [row["row"] for row in boxes.rows] == [1, 4]
+    assert [(one.row, one.reason) for one in boxes.unreadable] == [(2, "no picture"), (3, "no phrase")]
+    assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == ["001-0.png", "004-2.png"]
+
+
+def test_a_cell_that_is_no_text_is_named(home: Path) -> None:
+    path = home / "asked.jsonl"
+    path.write_text('{"image": ["0.png"], "text": "why?"}\n{"image": "0.png", "text": "why?"}\n', encoding="utf-8")
+    replies = ask(items_of([], path, "question|text"), run=home / "runs" / "vqa")
+    assert [row["row"] for row in replies.rows] == [2]
+    assert [(one.row, one.reason.partition(",")[0]) for one in replies.unreadable] == [(1, "image must be a text")]
+
+
+def test_help_says_what_the_table_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["caption", "--help"]) == 0
+    assert "one of the text" not in capsys.readouterr().out

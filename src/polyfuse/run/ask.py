@@ -1,14 +1,15 @@
 """`polyfuse ask`, `caption` and `ground`: a fine-tuned run answers about pictures of yours, one or many.
 
-A picture that cannot be read is named; the others are answered.
+A picture that cannot be read is named, and so is a row of a table that lacks what is needed; the others are answered.
 
 Shapes: N rows, S pixels.
 """
 
+import mimetypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from polyfuse.tasks.batch import Collator, TaskBatch, TaskData
 from polyfuse.tasks.judge import decoder_of
 
 ASKED = ("vqa", "classification", "entailment", "sentiment", "regression")
+_QUESTIONS = ("vqa", "entailment")  # of the others, a picture alone is a whole row
 _AT_ONCE = 64
 
 
@@ -30,12 +32,30 @@ class Item:
     """One picture and what is asked about it.
 
     Attributes:
-        image: As the user named it.
+        image: As the user named it; "" = none.
         text: Question or phrase; "" = none.
+        row: Of the table it stands in, from 1; None = of the command line, where a mistake is an error.
+        fault: Why the row cannot be used, where reading the table told.
     """
 
     image: str
     text: str = ""
+    row: int | None = None
+    fault: str = ""
+
+
+class Unread(NamedTuple):
+    """What was not answered.
+
+    Attributes:
+        image: As the user named it; "" = none.
+        reason: Why.
+        row: Of the table.
+    """
+
+    image: str
+    reason: str
+    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,14 +66,14 @@ class Replies:
         run: The run that answered.
         task: What it was fine-tuned for.
         rows: One mapping per item that could be answered, in order: ``image``, ``text`` and what was said.
-        unreadable: Picture and reason of the others.
+        unreadable: The others, with the reason.
         lines: A row as lines for the terminal.
     """
 
     run: Path
     task: str
     rows: list[dict[str, Any]]
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    unreadable: list[Unread] = field(default_factory=list)
     lines: Callable[[dict[str, Any]], list[str]] = lambda row: [str(row)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,7 +82,10 @@ class Replies:
             "run": str(self.run),
             "task": self.task,
             "rows": self.rows,
-            "unreadable": [{"image": name, "reason": reason} for name, reason in self.unreadable],
+            "unreadable": [
+                {"image": one.image, "reason": one.reason, **({} if one.row is None else {"row": one.row})}
+                for one in self.unreadable
+            ],
         }
 
     def text(self) -> str:
@@ -70,7 +93,9 @@ class Replies:
         found = [line for row in self.rows for line in self.lines(row)]
         if self.unreadable:
             found += ["", f"not readable: {len(self.unreadable)}"]
-            found += [f"  {name}: {reason}" for name, reason in self.unreadable]
+            for one in self.unreadable:
+                place = [] if one.row is None else [f"row {one.row}"]
+                found.append("  " + ": ".join([*place, *([one.image] if one.image else []), one.reason]))
         return "\n".join(found)
 
 
@@ -83,10 +108,16 @@ def ask(items: Sequence[Item], *, run: Path | None = None, top: int = 5, say: Sa
         top: Answers shown.
         say: Told which run answers.
 
+    A row of a table without a picture is answered from its text alone; one without a question is named, where the task
+    needs one.
+
     Raises:
-        UserError: If there is no such run, or it reads no pictures.
+        UserError: If there is no such run, it reads no pictures, or a question of the command line is empty.
     """
     found = _open(run, ASKED, ("answer", "value"), say)
+    items, lacking = _sorted_out(
+        items, "question" if found.task in _QUESTIONS and found.hide != "text" else None, hide=found.hide
+    )
     valued = "value" in found.model.heads
     head, name = ("value", "value") if valued else ("answer", "answer_logits")
     mean, deviation = found.shift
@@ -98,7 +129,7 @@ def ask(items: Sequence[Item], *, run: Path | None = None, top: int = 5, say: Sa
     kept, unreadable, said = _run(found, items, lambda batch: list(read(batch)))
     rows: list[dict[str, Any]] = []
     for item, out in zip(kept, said, strict=True):
-        row: dict[str, Any] = {"image": item.image, "question": item.text}
+        row: dict[str, Any] = {**_place(item), "question": item.text}
         if valued:
             rows.append({**row, "value": float(out)})
             continue
@@ -108,23 +139,29 @@ def ask(items: Sequence[Item], *, run: Path | None = None, top: int = 5, say: Sa
         rows.append(
             {**row, "answer": answers[0]["answer"], "probability": answers[0]["probability"], "answers": answers}
         )
-    return Replies(found.folder, found.task, rows, unreadable, _answer_lines)
+    return Replies(found.folder, found.task, rows, _in_order(lacking, unreadable), _answer_lines)
 
 
 def _answer_lines(row: dict[str, Any]) -> list[str]:
-    head = f"{row['image']}: {row['question']}" if row["question"] else row["image"]
+    image = row["image"] or (f"row {row['row']}, no picture" if "row" in row else "no picture")
+    head = f"{image}: {row['question']}" if row["question"] else image
     if "value" in row:
         return [head, f"  {row['value']:.4g}"]
     return [head, *(f"  {100 * one['probability']:5.1f} %  {one['answer']}" for one in row["answers"])]
 
 
 def caption(
-    images: Sequence[str], *, run: Path | None = None, beams: int = 1, length: int | None = None, say: Say = quiet
+    images: Sequence[str | Item],
+    *,
+    run: Path | None = None,
+    beams: int = 1,
+    length: int | None = None,
+    say: Say = quiet,
 ) -> Replies:
     """A sentence for every picture.
 
     Args:
-        images: Their paths.
+        images: Their paths, or items without text.
         run: A run folder; None = the newest fine-tuned for captioning.
         beams: Of beam search; 1 = greedy.
         length: Most tokens; None = as many as the model has places.
@@ -144,9 +181,17 @@ def caption(
         out = decoder.generate(context, mask, max_length=length, **options)
         return [found.words.decode(ids[:n]) for ids, n in zip(out.ids, out.lengths.tolist(), strict=True)]
 
-    kept, unreadable, said = _run(found, [Item(image) for image in images], read)
-    rows = [{"image": item.image, "caption": tidy(text)} for item, text in zip(kept, said, strict=True)]
-    return Replies(found.folder, found.task, rows, unreadable, lambda row: [f"{row['image']}: {row['caption']}"])
+    items = [image if isinstance(image, Item) else Item(image) for image in images]
+    items, lacking = _sorted_out(items, None, picture=True)
+    kept, unreadable, said = _run(found, items, read)
+    rows = [{**_place(item), "caption": tidy(text)} for item, text in zip(kept, said, strict=True)]
+    return Replies(
+        found.folder,
+        found.task,
+        rows,
+        _in_order(lacking, unreadable),
+        lambda row: [f"{row['image']}: {row['caption']}"],
+    )
 
 
 def ground(items: Sequence[Item], *, run: Path | None = None, out: Path | None = None, say: Say = quiet) -> Replies:
@@ -162,11 +207,10 @@ def ground(items: Sequence[Item], *, run: Path | None = None, out: Path | None =
         Rows with ``box`` as shares (x0, y0, x1, y1), ``pixels`` of the picture, and ``drawn``, the file.
 
     Raises:
-        UserError: If there is no such run, it reads no pictures, a phrase is empty, or ``out`` is not to be written.
+        UserError: If there is no such run, it reads no pictures, a phrase of the command line is empty, or ``out`` is
+            not to be written.
     """
-    for item in items:
-        if not item.text.strip():
-            raise UserError(f"'{item.image}' needs a phrase, got an empty one")
+    items, lacking = _sorted_out(items, "phrase", picture=True)
     files = _files(items, out)
     found = _open(run, ("grounding",), ("box",), say)
     kept, unreadable, boxes = _run(found, items, lambda batch: list(found.model(batch, tasks=("box",)).info["box"]))
@@ -177,7 +221,7 @@ def ground(items: Sequence[Item], *, run: Path | None = None, out: Path | None =
         height, width = picture.shape[:2]
         shares = [float(value) for value in box]
         pixels = [round(value * size) for value, size in zip(shares, (width, height) * 2, strict=True)]
-        row: dict[str, Any] = {"image": item.image, "phrase": item.text, "box": shares, "pixels": pixels}
+        row: dict[str, Any] = {**_place(item), "phrase": item.text, "box": shares, "pixels": pixels}
         file = places[id(item)]
         if file is not None:
             from polyfuse.run.draw import draw_box
@@ -185,7 +229,7 @@ def ground(items: Sequence[Item], *, run: Path | None = None, out: Path | None =
             draw_box(picture, shares, item.text, file)
             row["drawn"] = str(file)
         rows.append(row)
-    return Replies(found.folder, found.task, rows, unreadable, _box_lines)
+    return Replies(found.folder, found.task, rows, _in_order(lacking, unreadable), _box_lines)
 
 
 def _box_lines(row: dict[str, Any]) -> list[str]:
@@ -198,12 +242,19 @@ def _files(items: Sequence[Item], out: Path | None) -> list[Path | None]:
     """Where each item is drawn; nothing is made yet."""
     if out is None:
         return [None] * len(items)
+    if out.suffix.lower() != ".png" and not out.is_dir() and mimetypes.guess_type(out.name) != (None, None):
+        raise UserError(
+            f"--out draws a .png, or several in a folder; got '{out}', which looks like another kind of file"
+        )
     if out.suffix.lower() == ".png":
         if len(items) != 1:
             raise UserError(f"--out names one file, but there are {len(items)} pictures; name a folder")
         files = [out]
     else:
-        files = [out / f"{number:03d}-{Path(item.image).stem}.png" for number, item in enumerate(items, start=1)]
+        files = [
+            out / f"{number if item.row is None else item.row:03d}-{Path(item.image).stem}.png"
+            for number, item in enumerate(items, start=1)
+        ]
     for file in files:
         if file.exists():
             raise UserError(f"'{file}' exists; nothing is written over, choose another --out")
@@ -244,17 +295,62 @@ def _open(run: Path | None, tasks: Sequence[str], heads: Sequence[str], say: Say
     return found
 
 
+def _sorted_out(
+    items: Sequence[Item], text: str | None, *, picture: bool = False, hide: str | None = None
+) -> tuple[list[Item], list[Unread]]:
+    """The items that have what is needed, and the rows that do not.
+
+    Args:
+        items: All.
+        text: What the text is called, where it is needed.
+        picture: Whether a picture is needed; else a text will do.
+        hide: A modality that the run never looks at.
+
+    Raises:
+        UserError: For an item of the command line.
+    """
+    kept, lacking = [], []
+    for item in items:
+        seen, said = bool(item.image), bool(item.text.strip())
+        fault = item.fault
+        if not fault and not seen and (picture or hide == "text"):
+            fault = "no picture"
+        if not fault and text is not None and not said:
+            fault = f"no {text}"
+        if not fault and not (seen and hide != "image") and not (said and hide != "text"):
+            fault = "no text" if hide == "image" else "neither picture nor text"
+        if not fault:
+            kept.append(item)
+        elif item.row is None:
+            noun = fault.removeprefix("no ") if fault.startswith("no ") else "picture or a text"
+            raise UserError(f"'{item.image}' needs a {noun}, got an empty one")
+        else:
+            lacking.append(Unread(item.image, fault, item.row))
+    return kept, lacking
+
+
+def _in_order(lacking: list[Unread], unreadable: list[Unread]) -> list[Unread]:
+    return sorted([*lacking, *unreadable], key=lambda one: one.row or 0)
+
+
+def _place(item: Item) -> dict[str, Any]:
+    """Which picture, and of a table which row."""
+    return {"image": item.image} if item.row is None else {"row": item.row, "image": item.image}
+
+
 def _run(
     found: TaskRun, items: Sequence[Item], read: Callable[[TaskBatch], list[Any]]
-) -> tuple[list[Item], list[tuple[str, str]], list[Any]]:
+) -> tuple[list[Item], list[Unread], list[Any]]:
     """Read the pictures, put them through the model in batches; what was kept, what was not, what came out."""
     side = int(found.model.config["side"])
     pixels: dict[str, np.ndarray | str] = {}
     for item in items:
-        if item.image not in pixels:
+        if item.image and item.image not in pixels:
             pixels[item.image] = _small(item.image, side)
-    kept = [item for item in items if not isinstance(pixels[item.image], str)]
-    unreadable = [(name, reason) for name, reason in pixels.items() if isinstance(reason, str)]
+    kept = [item for item in items if not isinstance(pixels.get(item.image), str)]
+    unreadable = [
+        Unread(item.image, reason, item.row) for item in items if isinstance(reason := pixels.get(item.image), str)
+    ]
     said: list[Any] = []
     with torch.no_grad():
         for batch in _batches(found, kept, pixels):
@@ -263,13 +359,16 @@ def _run(
 
 
 def _batches(found: TaskRun, items: list[Item], pixels: dict[str, Any]) -> Iterator[TaskBatch]:
+    side = int(found.model.config["side"])
     for start in range(0, len(items), _AT_ONCE):
         some = items[start : start + _AT_ONCE]
         count = len(some)
         data = TaskData(
             name="asked",
-            images=np.stack([pixels[item.image] for item in some]),
-            image_of=np.arange(count),
+            images=np.stack(
+                [pixels[item.image] if item.image else np.zeros((side, side, 3), np.uint8) for item in some]
+            ),
+            image_of=np.array([place if item.image else -1 for place, item in enumerate(some)]),
             texts=[item.text for item in some],
             part=np.zeros(count, np.int8),
             ids=np.arange(count),
@@ -310,15 +409,16 @@ def _file(image: str) -> str:
 
 
 def read_items(table: Path, text: str | None) -> list[Item]:
-    """Pictures (relative to the table's folder) and texts of a CSV, Parquet or JSON Lines table.
+    """Pictures (relative to the table's folder) and texts of a CSV, Parquet or JSON Lines table, with their rows.
 
     Args:
         table: With a column ``image``.
         text: Names of its column of texts, separated by "|", the first that is there; None = pictures alone.
 
     Raises:
-        UserError: If the table cannot be read, lacks a column, or a cell is no path.
+        UserError: If the table cannot be read, or lacks a column.
     """
+    from polyfuse.data.codecs import show
     from polyfuse.data.table import check_columns, read_chunks, read_header
 
     known = read_header(table)
@@ -327,13 +427,17 @@ def read_items(table: Path, text: str | None) -> list[Item]:
     check_columns(columns, known, table.name)
     items = []
     for chunk in read_chunks(table, columns=columns):
+        bad = dict(chunk.bad_rows)
         for slot in range(len(chunk)):
-            image = chunk.columns["image"][slot]
-            said = chunk.columns[asked][slot] if asked else ""
-            number = chunk.first_row + slot + 1
-            if not isinstance(image, str) or not isinstance(said or "", str):
-                raise UserError(f"table '{table.name}', row {number}: image and {asked} must be texts, got {image!r}")
-            items.append(Item(str(table.parent / image), said or ""))
+            number = chunk.first_row + slot
+            fault = bad.get(number, "")
+            cells = {name: chunk.columns[name][slot] for name in columns}
+            for name, cell in cells.items():
+                if cell is not None and not isinstance(cell, str):
+                    fault = fault or f"{name} must be a text, got {show(cell)}"
+            image, said = (cell if isinstance(cell, str) else "" for cell in (cells["image"], cells.get(asked or "")))
+            path = str(table.parent / image) if image.strip() else ""
+            items.append(Item(path, said, number + 1, fault))
     return items
 
 

@@ -9,11 +9,18 @@ from polyfuse.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-3 as a number, as YAML 1.2 and everybody else does, and refuses a key given twice."""
+    """YAML that reads 1e-3 as a number, as YAML 1.2 and everybody else does.
+
+    It refuses a key given twice, and ``{a:1}``, which YAML takes for a key "a:1" without a value.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key, value in node.value:
+            bare = node.flow_style and isinstance(key, yaml.ScalarNode) and key.style is None and ":" in key.value
+            if bare and isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
+                problem = f"a space is missing after ':' in '{key.value}'"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is given twice", key.start_mark)
             seen.add(str(key.value))

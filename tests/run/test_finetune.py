@@ -97,6 +97,7 @@ def test_gradual_unfreezing_wakes_parts_at_their_step(tmp_path: Path) -> None:
     options = FineTune("vqa", LoopSettings(steps=6, batch_size=11, evaluations=6), unfreeze=schedule)
     fine_tune(model, data, words, options, say=said.append)
     assert any(line.startswith("unfroze at step 3: ") for line in said)
+    assert "warning: unfreeze at step 99 has no effect: step 5 is the last" in said
     moved = {
         name for name, value in model.state_dict().items() if name in start and not torch.equal(value, start[name])
     }
@@ -229,6 +230,7 @@ def test_values_are_learned_in_their_own_unit() -> None:
     result = fine_tune(model, numbered, words, FineTune("regression", loop), parts=("train",))
     assert result.shift[0] == pytest.approx(numbered.values[numbered.rows("train")].mean())
     figures = result.judgements["train"].figures
+    assert {"text_only_r2", "image_only_r2"} < set(figures)
     assert figures["mae"] < 0.5 * figures["mean_mae"]
     assert 900 < np.mean(result.judgements["train"].predictions["predicted"]) < 1400
 
@@ -310,6 +312,9 @@ def test_a_table_of_two_classes_is_fine_tuned_from_the_command_line(
         (["objective=siglip"], "has the objectives answer; got 'siglip'"),
         (["data.source=scene_question"], "did you mean 'scene_questions'"),
         (["data.args.validation=0"], r"got \d+ and 0; give validation some: .*data.args.validation=100"),
+        (["lora.rnk=2"], "unknown key 'lora.rnk' .value 2.; did you mean 'rank'"),
+        (["drop.imag=0.1"], "unknown key 'drop.imag'; did you mean 'image'. known: image, text"),
+        (["model.backbone_options={num_layers:1}"], "a space is missing after ':' in 'num_layers:1'"),
         (["train.best_by=acc"], "no validation figure 'acc' .*did you mean 'accuracy'. known: loss, accuracy"),
         (["head.num_layer=2"], "the head of task 'vqa' has no argument 'num_layer'; known: dropout"),
         (["head.num_answers=2"], "has no argument 'num_answers'"),
@@ -332,6 +337,30 @@ def test_mistakes_are_named_and_leave_no_folder(tmp_path: Path, overrides: list[
     with pytest.raises(UserError, match=message):
         finetune_run("none", config_file(tmp_path), overrides=overrides, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_without_effect_are_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    finetune_run("none", config_file(tmp_path), out=tmp_path / "first", progress=False, say=said.append)
+    finetune_run(
+        str(tmp_path / "first"), config_file(tmp_path), out=tmp_path / "same", progress=False, say=said.append,
+    )  # fmt: skip
+    assert not any(line.startswith("warning") for line in said)
+    finetune_run(
+        str(tmp_path / "first"),
+        config_file(tmp_path),
+        overrides=["model.dim=16", "model.backbone_options.num_layers=5", "cache=true"],
+        out=tmp_path / "second",
+        progress=False,
+        say=said.append,
+    )
+    warned = [line for line in said if line.startswith("warning: ")]
+    first = f"it is of a new model, checkpoint '{tmp_path / 'first'}' has"
+    assert warned == [
+        f"warning: model.dim=16 has no effect: {first} 8",
+        f"warning: model.backbone_options.num_layers=5 has no effect: {first} 2",
+        "warning: cache=true has no effect: the stem trains; freeze it: freeze=[stem]",
+    ]
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyError])

@@ -82,12 +82,22 @@ def test_the_command_line_takes_several_values(
 def test_the_text_fits_a_terminal(folder: Path, pictures: Path) -> None:
     text = match_files([pictures / "tall.png"], list(WORDS), model=str(folder)).text(top=2)
     assert "2 others" in text
+    assert "%  1 other\n" in match_files([pictures / "tall.png"], list(WORDS), model=str(folder)).text(top=3)
     assert "model: toy, cosines times 14.3" in text
 
 
 def test_nothing_readable_is_a_failure(folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["match", "--images", str(pictures / "torn.png"), "--texts", "dot", "--model", str(folder)]) == 1
-    assert "torn.png: truncated" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "torn.png: truncated" in err
+    assert out.startswith("not readable: 1\n")
+    assert "model:" not in out
+
+
+def test_words_that_the_model_does_not_know_are_named(folder: Path, pictures: Path) -> None:
+    told: list[str] = []
+    match_files([pictures / "tall.png"], ["tall bar", "a Wide-ish bar"], model=str(folder), say=told.append)
+    assert told == ["match: toy does not know 'a', 'ish' of 'a Wide-ish bar' and leaves it out"]
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,41 @@ def test_the_figures_are_those_of_the_kept_weights_on_held_out_rows(config: Path
         assert HeldOut(parts, load_pretrain_config(config))(model) == figures  # the same words are hidden each time
 
 
+def test_means_over_hidden_words_do_not_depend_on_the_batch_size(config: Path) -> None:
+    overrides = ["objectives={masked_words: 1, caption: 1, answer: 1}"]
+    figures = []
+    for size in (3, 11):
+        settings = load_pretrain_config(config, [*overrides, f"train.batch_size={size}"])
+        parts = build_parts(settings)
+        words = parts.words
+        parts = build_parts(settings, words if not figures else figures[0][1])
+        parts.model.eval()
+        with torch.no_grad():
+            figures.append((HeldOut(parts, settings)(parts.model), parts.words))
+    assert figures[0][0] == pytest.approx(figures[1][0], rel=1e-5)
+
+
+def test_wide_tables_are_cut_into_blocks(config: Path, tmp_path: Path) -> None:
+    text = run(config, tmp_path / "run", "train.steps=11", "train.evaluations=11").text()
+    table, _, rest = text.partition("figure ")
+    assert all(len(line) <= 80 for line in text.splitlines()[:-1])
+    assert table.count("masked_words") == table.count("objective") == 3
+    assert rest
+
+
+def test_the_run_of_another_command_is_not_resumed(config: Path, tmp_path: Path) -> None:
+    from polyfuse.run.finetune import finetune_run
+
+    run(config, tmp_path / "run", "train.steps=1")
+    with pytest.raises(UserError, match=f"is a run of polyfuse pretrain; use polyfuse pretrain --resume {tmp_path}"):
+        finetune_run(str(tmp_path / "run"), resume=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text("task: vqa\ndata: {source: toy}\n")
+    with pytest.raises(UserError, match=f"is a run of polyfuse finetune; use polyfuse finetune --resume {tmp_path}"):
+        pretrain_run(other, resume=True)
+
+
 def test_the_table_has_a_line_per_objective(config: Path, tmp_path: Path) -> None:
     result = run(config, tmp_path / "run")
     lines = result.text().splitlines()
@@ -226,6 +261,8 @@ def test_regions_in_place_of_pixels(config: Path, tmp_path: Path) -> None:
             ["model.backbone_options.layers=3"],
             "has no argument 'layers'; did.* known: num_layers, num_heads, dropout, hid",
         ),
+        (["model.backbone_options={num_layers:1}"], "a space is missing after ':' in 'num_layers:1'"),
+        (["data={source: toy, agrs: {rows: 41}}"], "unknown key 'data.0.agrs' .*did you mean 'args'"),
         (["train.batch_size=1"], "objective 'contrast' .* needs 2 rows, got 1 .train.batch_size=1, 30 training rows"),
         (
             ["model.backbone=mmbert", "objectives.grounding=1"],

@@ -280,22 +280,29 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def _peeled(here: Any) -> Any:
+    """The model within Optional, Union and Annotated, if there is one."""
+    for _ in range(4):
+        if get_origin(here) in (typing.Union, types.UnionType):
+            here = next((a for a in get_args(here) if isinstance(a, type) and issubclass(a, BaseModel)), None)
+        elif get_origin(here) is typing.Annotated:
+            here = get_args(here)[0]
+    return here
+
+
 def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:
     """The model whose keys live at ``loc`` (the last part excluded), or None."""
     here: Any = model
     for part in loc:
-        for _ in range(4):  # peel Optional, Union, Annotated
-            if get_origin(here) in (typing.Union, types.UnionType):
-                here = next((a for a in get_args(here) if isinstance(a, type) and issubclass(a, BaseModel)), None)
-            elif get_origin(here) is typing.Annotated:
-                here = get_args(here)[0]
+        here = _peeled(here)
         if isinstance(here, type) and issubclass(here, BaseModel):
             found = here.model_fields.get(str(part))
             here = None if found is None else found.annotation
         elif get_origin(here) in (dict, list, tuple, Mapping):
-            here = get_args(here)[-1]
+            here = next(kind for kind in reversed(get_args(here)) if kind is not Ellipsis)
         else:
             return None
+    here = _peeled(here)
     return here if isinstance(here, type) and issubclass(here, BaseModel) else None
 
 
@@ -309,7 +316,7 @@ def explain_validation(error: ValidationError, model: type[BaseModel], prefix: s
     """
     found: dict[str, list[Any]] = {}
     for item in error.errors():
-        loc = tuple(part for part in item["loc"] if not _BRANCH.fullmatch(str(part)))
+        loc = tuple(part for part in item["loc"] if part != "[key]" and not _BRANCH.fullmatch(str(part)))
         found.setdefault((prefix + ".".join(map(str, loc))).rstrip("."), []).append((loc, item))
     # Of a value that may be this or that, the branch that was entered says what is wrong.
     keys = [key for key in found if not (key and any(other.startswith(f"{key}.") for other in found))]
@@ -343,6 +350,9 @@ def _sentence(model: type[BaseModel], key: str, locs: Sequence[tuple[Any, ...]],
         known = list(owner.model_fields) if owner else []
         hint = nearest(str(loc[-1]), known) or (f"; known: {', '.join(known)}" if known else "")
         return f"unknown key '{key}' (value {item['input']!r}){hint}"
+    if item["loc"][-1:] == ("[key]",) and item["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        return f"unknown key '{key}'{nearest(str(item['input']), known) or ';'} known: {', '.join(known)}"
     if item["type"] == "missing":
         return f"'{key}' is required; add it"
     rules = []

@@ -20,6 +20,16 @@ def text_features(networks: Mapping[str, Any], texts: Sequence[str]) -> np.ndarr
     return np.concatenate([part / np.linalg.norm(part, axis=1, keepdims=True).clip(1e-6) for part in parts], axis=1)
 
 
+def word_list(text: str) -> list[str]:
+    """Words as ``word_ids`` reads them.
+
+    Example:
+        >>> word_list("Semi-bold Letter")
+        ['semi', 'bold', 'letter']
+    """
+    return text.lower().replace("-", " ").split()
+
+
 def word_ids(texts: Sequence[str], vocabulary: Mapping[str, int]) -> Tensor:
     """``(N, L)`` ids of the words and neighbouring pairs of words that are known, padded by 0.
 
@@ -30,7 +40,7 @@ def word_ids(texts: Sequence[str], vocabulary: Mapping[str, int]) -> Tensor:
     """
     rows = []
     for text in texts:
-        words = text.lower().replace("-", " ").split()
+        words = word_list(text)
         pieces = [*words, *(f"{a} {b}" for a, b in pairwise(words))]
         rows.append([vocabulary[piece] for piece in pieces if piece in vocabulary])
     width = max([1, *map(len, rows)])

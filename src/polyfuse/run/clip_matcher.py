@@ -51,3 +51,7 @@ class ClipMatcher:
         ids = self.tokenize(list(texts))
         parts: list[Tensor] = [self.model.encode_text(block) for block in ids.split(_TEXTS_AT_ONCE)]
         return torch.cat(parts).float().numpy()
+
+    def unknown_words(self, text: str) -> list[str]:
+        """None: words are cut into pieces down to bytes."""
+        return []

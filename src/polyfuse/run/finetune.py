@@ -17,9 +17,10 @@ from polyfuse.finetune_config import FinetuneConfig, load_finetune_config
 from polyfuse.layers.lora import add_lora, lora_layers, merge_lora
 from polyfuse.report.context import versions
 from polyfuse.report.records import plain
+from polyfuse.run.columns import aligned
 from polyfuse.run.folder import CONFIG, VERSIONS, emptied_on_mistake
 from polyfuse.run.source import Say, quiet
-from polyfuse.run.task_folder import ANSWERS, MODEL, TASK, WORDS, read_task_run
+from polyfuse.run.task_folder import ANSWERS, MODEL, TASK, WORDS, check_command, read_task_run
 from polyfuse.tasks.batch import TRAIN, TaskData
 from polyfuse.tasks.judge import Judgement
 from polyfuse.tasks.model import TaskModel
@@ -120,6 +121,7 @@ def finetune_run(
             raise UserError("--resume carries on with the run's own settings; leave out CONFIG, KEY=VALUE and --out")
         if not (folder / CONFIG).is_file():
             raise UserError(f"'{folder}' is not a run folder: it has no {CONFIG}; --resume takes a run folder")
+        check_command(folder, "finetune")
         settings = load_finetune_config(folder / CONFIG)
     else:
         if config is None:
@@ -135,6 +137,9 @@ def finetune_run(
             known_words = WordTokenizer.read(folder / WORDS) if (folder / WORDS).is_file() else None
             model, words, known, data = build(settings, say, known_words)
             words.write(folder / WORDS)
+            if settings.checkpoint != SCRATCH and not resume:
+                for line in _without_effect(settings, model):
+                    say(f"warning: {line}")
             result = fine_tune(
                 model,
                 data,
@@ -180,6 +185,22 @@ def build(
     _check_fit(start.model, data, config.checkpoint)
     say(f"checkpoint {config.checkpoint}: heads {', '.join(start.model.heads) or 'none'}")
     return start.model, start.words, start.answers if "answer" in start.model.heads else None, data
+
+
+def _without_effect(config: FinetuneConfig, model: TaskModel) -> list[str]:
+    """Settings of a new model that the checkpoint's do not follow."""
+    own = {**model.config, "inputs": "pixels" if model.config.get("region_dim") is None else "regions"}
+    given = config.model.model_dump(include=config.model.model_fields_set)
+    options = given.pop("backbone_options", {})
+    theirs = own.get("backbone_options") or {}
+    pairs = [(f"model.{name}", value, own.get(name)) for name, value in given.items()]
+    if given.get("backbone", own["backbone"]) == own["backbone"]:
+        pairs += [(f"model.backbone_options.{k}", value, theirs.get(k, "its default")) for k, value in options.items()]
+    return [
+        f"{key}={value} has no effect: it is of a new model, checkpoint '{config.checkpoint}' has {there}"
+        for key, value, there in pairs
+        if value != there
+    ]
 
 
 def _new(
@@ -326,14 +347,3 @@ def number(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) >= 100 else f"{value:.3f}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in rows
-    ]

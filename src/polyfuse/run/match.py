@@ -65,12 +65,14 @@ class Matches:
             order = np.argsort(-shares, kind="stable")[:top]
             lines += [f"  {100 * shares[i]:5.1f} %  cosine {cosines[i]:+.3f}  {self.texts[i]}" for i in order]
             if len(self.texts) > top:
-                lines.append(f"  {100 * (1 - shares[order].sum()):5.1f} %  {len(self.texts) - top} others")
-        lines += ["", f"model: {self.model}, cosines times {self.scale:.1f}"]
-        if len(self.texts) == 1:
+                rest = len(self.texts) - top
+                lines.append(f"  {100 * (1 - shares[order].sum()):5.1f} %  {rest} other{'s' if rest > 1 else ''}")
+        if self.images:
+            lines += ["", f"model: {self.model}, cosines times {self.scale:.1f}"]
+        if self.images and len(self.texts) == 1:
             lines.append("One text: its probability is 100 % whatever the picture; look at the cosine.")
         if self.unreadable:
-            lines += ["", f"not readable: {len(self.unreadable)}"]
+            lines += [*([""] if lines else []), f"not readable: {len(self.unreadable)}"]
             lines += [f"  {name}: {reason}" for name, reason in self.unreadable]
         return "\n".join(lines)
 
@@ -111,6 +113,10 @@ def match_files(images: Sequence[Path], texts: Sequence[str], *, model: str | No
             blocks.append(matcher.embed_images(read))
     for name, reason in unreadable:
         say(f"match: {name}: {reason}")
+    for text in wanted:
+        unknown = matcher.unknown_words(text)
+        if unknown:
+            say(f"match: {matcher.name} does not know {', '.join(map(repr, unknown))} of {text!r} and leaves it out")
     words = matcher.embed_texts(wanted)
     pictures = np.concatenate(blocks) if blocks else np.zeros((0, words.shape[1]), dtype=np.float32)
     return Matches(matcher.name, matcher.scale, kept, wanted, pictures @ words.T, unreadable)

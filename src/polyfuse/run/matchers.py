@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from polyfuse.encoders.matching import MATCHER_SETTINGS, ink, text_features, word_ids
+from polyfuse.encoders.matching import MATCHER_SETTINGS, ink, text_features, word_ids, word_list
 from polyfuse.errors import UserError
 from polyfuse.models.dual_encoder import DualEncoder
 
@@ -41,6 +41,10 @@ class Matcher(Protocol):
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """``(C, E)`` float32, length 1; a text never depends on its neighbours."""
+        ...
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words that the model cannot read; none where it cuts words into pieces."""
         ...
 
 
@@ -102,6 +106,10 @@ class DualMatcher:
         """Features of the frozen networks, or words and pairs of words, through the text tower."""
         known = torch.from_numpy(text_features(self.words, texts)) if self.words else word_ids(texts, self.vocabulary)
         return self.model.encode_text(known).numpy()
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Those outside the vocabulary, where there is one."""
+        return [] if self.words else [w for w in word_list(text) if w not in self.vocabulary]
 
 
 def _network(name: str) -> Any:

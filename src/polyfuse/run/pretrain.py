@@ -18,9 +18,11 @@ from polyfuse.errors import UserError
 from polyfuse.files import check_new, new_folder, read_json, write_json, write_text
 from polyfuse.report.context import versions
 from polyfuse.report.records import plain
+from polyfuse.run.columns import aligned
 from polyfuse.run.folder import CONFIG, VERSIONS, emptied_on_mistake
 from polyfuse.run.pretrain_parts import HeldOut, Parts, build_parts, rows_of
 from polyfuse.run.source import Say, quiet
+from polyfuse.run.task_folder import check_command
 from polyfuse.task_config import PretrainConfig, load_pretrain_config, save_pretrain_config
 from polyfuse.tasks.words import WordTokenizer
 from polyfuse.train.build import parameter_count
@@ -73,22 +75,13 @@ class Pretrained:
             curve = [record["validation"].get(key, math.nan) for record in history]
             values = [self.untrained.get(key, math.nan), *curve, self.figures.get(key, math.nan)]
             rows.append([name, weight, *(f"{value:.4f}" for value in values)])
-        lines = _aligned(rows)
+        lines = aligned(rows)
         others = [key for key in self.figures if not key.endswith("loss")]
         if others:
             shown = [[key, f"{self.untrained.get(key, math.nan):.4f}", f"{self.figures[key]:.4f}"] for key in others]
-            lines += ["", *_aligned([["figure", "untrained", "kept"], *shown])]
+            lines += ["", *aligned([["figure", "untrained", "kept"], *shown])]
         steps = f"{self.fit.steps} steps in {self.fit.seconds:.0f} s, weights of step {self.fit.best_step}"
         return "\n".join(["held-out loss", *lines, "", f"{steps}; model: {self.folder / MODEL}"])
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
 
 
 def pretrain_run(
@@ -211,4 +204,5 @@ def _config_to_resume(source: Path, overrides: Sequence[str], out: Path | None) 
         raise UserError("--resume carries on with the run's own settings; leave out KEY=VALUE and --out")
     if not (source / CONFIG).is_file():
         raise UserError(f"'{source}' is not a run folder: it has no {CONFIG}; --resume takes a run folder")
+    check_command(source, "pretrain")
     return load_pretrain_config(source / CONFIG)

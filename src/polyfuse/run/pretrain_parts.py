@@ -15,9 +15,10 @@ from polyfuse.task_config import PretrainConfig, SourceConfig, TaskModelConfig
 from polyfuse.tasks.backbones import BACKBONES
 from polyfuse.tasks.batch import Collator, TaskBatch, TaskData, answer_vocabulary
 from polyfuse.tasks.model import TaskModel
-from polyfuse.tasks.objectives import OBJECTIVES
+from polyfuse.tasks.objectives import OBJECTIVES, Answers
 from polyfuse.tasks.words import WordTokenizer
 from polyfuse.train.task_loop import Task, visual_tokens
+from polyfuse.train.task_shares import counted
 
 _PAIRS = ("contrast", "siglip", "match", "hard_match", "alignment", "caption")
 _OTHERS = ("contrast", "siglip", "match", "hard_match")
@@ -148,7 +149,10 @@ def _lacking(name: str, data: TaskData, inputs: str) -> str | None:
         "masked_classes_kl": [(classes, "class probabilities of regions (model.inputs=regions)")],
         "answer": [(data.answers is not None or data.votes is not None, "answers")],
         "value": [(data.values is not None, "values")],
-        "grounding": [(data.boxes is not None, "boxes (of a table: data.args.box=[x0, y0, x1, y1])"), (pictures, inputs)],
+        "grounding": [
+            (data.boxes is not None, "boxes (of a table: data.args.box=[x0, y0, x1, y1])"),
+            (pictures, inputs),
+        ],
         **{key: [(pictures, inputs), (texts, "texts")] for key in _PAIRS},
     }
     return next((what for there, what in checks[name] if not there), None)
@@ -194,7 +198,7 @@ class HeldOut:
     """Figures of a model on validation rows: the loss of every objective with fixed draws, recall of pictures by texts.
 
     ``loss`` is the sum the training minimises. Draws are keyed by a step that training never reaches, so that every
-    evaluation hides the same words.
+    evaluation hides the same words. A mean over hidden words (or patches, regions, ...) is that over all held-out rows.
 
     Args:
         parts: Of the run.
@@ -220,12 +224,17 @@ class HeldOut:
     def _objective(self, model: TaskModel, name: str, collate: Collator, rows: np.ndarray) -> dict[str, float]:
         objective, settings = self.parts.tasks[name].objective, self.config.train
         sums: dict[str, float] = {}
+        weights: dict[str, float] = {}
         for batch in self._batches(model, collate, rows):
             draws = objective.draws(batch, visual_tokens(model, batch), settings.seed, settings.steps)
             loss, found = objective.loss(model, batch, draws)
+            count = counted(objective, model, batch, draws)
+            every_row = isinstance(objective, Answers)  # whose figure counts answers outside the vocabulary as wrong
             for figure, value in {"loss": loss, **found}.items():
-                sums[figure] = sums.get(figure, 0.0) + float(value) * len(batch)
-        return {figure: value / len(rows) for figure, value in sums.items()}
+                weight = float(len(batch)) if every_row and figure != "loss" else count
+                sums[figure] = sums.get(figure, 0.0) + float(value) * weight
+                weights[figure] = weights.get(figure, 0.0) + weight
+        return {figure: value / max(weights[figure], 1.0) for figure, value in sums.items()}
 
     def retrieval(self, model: TaskModel, collate: Collator, rows: np.ndarray) -> dict[str, float]:
         """Recall both ways among all held-out rows, and what chance would give at 1."""

@@ -6,6 +6,7 @@ Text, JSON, Parquet and safetensors only: a foreign folder runs no code when it 
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from polyfuse.errors import UserError
 from polyfuse.files import read_json
 from polyfuse.tasks.model import TaskModel
 from polyfuse.tasks.words import WordTokenizer
+from polyfuse.yaml_text import parse_yaml
 
+CONFIG = "config.yaml"
 MODEL, WORDS, ANSWERS, TASK = "model", "words.json", "answers.json", "task.json"
 RUNS = Path("runs")
 
@@ -40,6 +43,25 @@ class TaskRun:
     task: str = ""
     shift: tuple[float, float] = (0.0, 1.0)
     hide: str | None = None
+
+
+def check_command(folder: Path, command: str) -> None:
+    """Refuse to resume the run of another command.
+
+    Raises:
+        UserError: With the command that made the run.
+    """
+    file = folder / CONFIG
+    try:
+        values = parse_yaml(file.read_text(encoding="utf-8"), f"'{file}'")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read '{file}': {error}") from None
+    marks = {"pretrain": "objectives", "finetune": "task", "train": "calibrate"}
+    found = next((name for name, key in marks.items() if isinstance(values, dict) and key in values), command)
+    if found != command:
+        raise UserError(
+            f"'{folder}' is a run of polyfuse {found}; use polyfuse {found} --resume {shlex.quote(str(folder))}"
+        )
 
 
 def read_task_run(folder: Path) -> TaskRun:

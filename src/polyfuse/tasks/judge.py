@@ -220,7 +220,7 @@ def commonest_answer(data: TaskData) -> str:
 def judge_values(exam: Exam) -> Judgement:
     """Errors of numbers: ``mae``, ``rmse``, ``r2``; ``mean_mae``: of always saying the training rows' mean.
 
-    ``text_only`` and ``image_only`` are R2 with the other modality absent. Rows without a number do not count.
+    ``text_only_r2`` and ``image_only_r2`` are R2 with the other modality absent. Rows without a number do not count.
     """
     data = exam.data
     if data.values is None:
@@ -242,7 +242,7 @@ def judge_values(exam: Exam) -> Judgement:
         "mean_mae": float(np.abs(np.nanmean(train) - wanted).mean()),
     }
     for name, without in exam.alone_as().items():
-        figures[name] = _r2(exam.run(rows, read, without).double().numpy(), wanted)
+        figures[f"{name}_r2"] = _r2(exam.run(rows, read, without).double().numpy(), wanted)
     kinds = None if data.kinds is None else [data.kinds[row] for row in rows]
     table = rows_by_kind({"mae": np.abs(errors)}, kinds)
     columns = {"value": wanted.tolist(), "predicted": found.tolist()}

@@ -18,13 +18,14 @@ from polyfuse.errors import UserError
 from polyfuse.models.pretrained import unknown_argument
 from polyfuse.registry import Registry
 from polyfuse.tasks.batch import MODALITIES, TRAIN, VALIDATION, Collator, TaskBatch, TaskData, answer_vocabulary
-from polyfuse.tasks.cached import frozen_features
+from polyfuse.tasks.cached import frozen_features, is_frozen
 from polyfuse.tasks.judge import BATCH, Judgement, judge
 from polyfuse.tasks.model import TaskModel
 from polyfuse.tasks.objectives import OBJECTIVES, Objective
 from polyfuse.tasks.words import WordTokenizer
 from polyfuse.train.freeze import GradualUnfreezing, freeze_parameters
 from polyfuse.train.task_loop import LoopSettings, Task, TaskFit, fit_tasks
+from polyfuse.train.task_shares import counted
 
 Augment = Callable[[TaskBatch, int], TaskBatch]
 Say = Callable[[str], None]
@@ -178,6 +179,12 @@ def fine_tune(
     freeze_parameters(model, options.freeze, say=say) if options.freeze else None
     gradual = GradualUnfreezing(model, options.unfreeze, say=say) if options.unfreeze else None
     adapt(model) if adapt is not None else None
+    late = [step for step in sorted(options.unfreeze) if step >= options.loop.steps]
+    if late:
+        steps = ", ".join(map(str, late))
+        say(f"warning: unfreeze at step {steps} has no effect: step {options.loop.steps - 1} is the last")
+    if options.cache and not is_frozen(model.stem):
+        say("warning: cache=true has no effect: the stem trains; freeze it: freeze=[stem]")
     rows = labelled_rows(data, options.labels, options.loop.seed)
     mean, deviation = _shift(data, rows) if aim.head == "value" else (0.0, 1.0)
     length = int(model.config["max_length"])
@@ -391,14 +398,15 @@ def _validation(
     again = {**exam, "alone": False, "batch_size": BATCH}
 
     def validate(model: TaskModel) -> Mapping[str, float]:
-        found, count = 0.0, 0
+        found = count = 0.0
         for start in range(0, len(rows), options.loop.batch_size):
             batch = collate(rows[start : start + options.loop.batch_size]).to(next(model.parameters()).device)
             if options.hide is not None:
                 batch = batch.without(options.hide)
-            found += float(objective.loss(model, batch, {})[0]) * len(batch)
-            count += len(batch)
-        figures = {"loss": found / count}
+            counts = counted(objective, model, batch, {})
+            found += float(objective.loss(model, batch, {})[0]) * counts
+            count += counts
+        figures = {"loss": found / max(count, 1.0)}
         if aim.head != "caption":  # writing takes long
             scored = judge(model, data, words, task=aim.judge, part="validation", rows=rows, **again)
             figures |= {name: value for name, value in scored.figures.items() if name in aim.curves}

@@ -92,6 +92,12 @@ COUNTS: dict[type[Objective], Callable[[Any, TaskModel, TaskBatch, Draws], Tenso
 }
 
 
+def counted(objective: Objective, model: TaskModel, batch: TaskBatch, draws: Draws) -> float:
+    """Of how many things the objective's loss on a batch is the mean; rows, where that is not known."""
+    count = COUNTS.get(type(objective))
+    return float(len(batch)) if count is None else float(count(objective, model, batch, draws).sum())
+
+
 def can_share(objective: Objective) -> bool:
     """Whether ``shared_loss`` knows how to cut this objective's batch."""
     return type(objective) in {*COUNTS, *_PAIRED, *_CONTRAST}

@@ -39,8 +39,8 @@ HELP = (
     "trained for one subset, on seed means, less what two sets of such models differ by (left out where they differ by "
     "more than 5 points); NLL and ECE: mean over subsets after a temperature per subset, where there is one; coverage "
     "and lowest: conformal sets per subset that promise 90 %, mean and worst over subsets; noise and held out: score "
-    "with the worst input broken and not flagged, with noise or another row's input as in training, and with kinds that "
-    "training never shows."
+    "with the worst input broken and not flagged, with noise or another row's input as in training, and with kinds "
+    "that training never shows."
 )
 _NATS = ("nll", "ece")
 

@@ -11,13 +11,17 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 
-import ddp_named_models as named  # beside this script
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from polyfuse.models.multimodal_transformer import STRATEGIES, MultimodalTransformer
+
+if __package__:  # collected by pytest
+    from . import ddp_named_models as named
+else:  # run as a script
+    import ddp_named_models as named  # type: ignore[import-not-found,no-redef]
 
 WIDTHS = {"text": 7, "audio": 3, "image": 5}
 LENGTHS = {"text": 5, "audio": 3, "image": 2}

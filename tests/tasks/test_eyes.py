@@ -99,6 +99,16 @@ def test_no_row_depends_on_its_batch(backbone: str) -> None:
     torch.testing.assert_close(together.text[1:2, :3], single.text, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "options"), [("mmbt", {"num_image_tokens": 1}), ("mmbert", {"num_visual": 1}), ("mmbt", {})]
+)
+def test_a_text_alone_is_read_as_one_whose_picture_is_absent(backbone: str, options: dict[str, int]) -> None:
+    model, batch = build(backbone, **options), make_batch(backbone)
+    with torch.no_grad():
+        absent = model.contrast(model.encode(batch.without("image")).states.pooled, "text")
+        torch.testing.assert_close(model.embed_text(batch), absent)
+
+
 @pytest.mark.parametrize("backbone", ["clip", "mobileclip", "mmbt"])
 def test_hidden_cells_do_not_leak(backbone: str) -> None:
     model, batch = build(backbone), make_batch(backbone)

@@ -285,11 +285,11 @@ class _OneStream(nn.Module):
     """A model that reads its image tower's tokens and the words in one stream."""
 
     model: Any
-    tokens: int
+    reads: tuple[int, int]  # visual tokens and their width
 
     def forward(self, visual: VisualTokens, text: Tensor, text_mask: Tensor) -> States:
-        """States. A batch of another number of visual tokens is one without any picture."""
-        features = visual.states if visual.mask.shape[1] == self.tokens else None
+        """States. A batch whose visual tokens have another shape is one without any picture (``TaskModel.nothing``)."""
+        features = visual.states if visual.states.shape[1:] == self.reads else None
         present = torch.stack([visual.mask.any(dim=1), text_mask.any(dim=1)], dim=1)
         output = self.model(None, text, text_mask, image_features=features, present=present, tasks=())
         image = output.image if features is not None else output.image[:, : visual.mask.shape[1]]
@@ -330,8 +330,9 @@ class MMBERTBackbone(_OneStream):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.tokens = options.pop("num_visual", 5)
-        places = max_length + self.tokens + 1
+        tokens = options.pop("num_visual", 5)
+        self.reads = (tokens, dim)
+        places = max_length + tokens + 1
         self.model = MMBERT(
             vocab_size=vocab_size,
             dim=dim,
@@ -344,7 +345,7 @@ class MMBERTBackbone(_OneStream):
             depths=depths,
             resnet_width=resnet_width,
             norm_mode=norm_mode,
-            num_visual=self.tokens,
+            num_visual=tokens,
             cls_id=CLS,
             sep_id=SEP,
             **options,
@@ -392,7 +393,6 @@ class MMBTBackbone(_OneStream):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.tokens = num_image_tokens
         self.model = MMBT(
             vocab_size=vocab_size,
             dim=dim,
@@ -409,9 +409,10 @@ class MMBTBackbone(_OneStream):
             sep_id=SEP,
             **{"hidden_dim": 4 * dim, **options},
         )
+        self.reads = (num_image_tokens, self.model.resnet.channels[-1])
 
     def take_stem(self, side: int, patch: int) -> Eye:
         """The image tower, which leaves the model."""
-        stem = PooledEye(side, self.model.resnet, self.model.pool, self.tokens)
+        stem = PooledEye(side, self.model.resnet, self.model.pool, self.reads[0])
         del self.model.resnet
         return stem

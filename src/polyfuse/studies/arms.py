@@ -304,12 +304,8 @@ def workers_for(task: Task, workers: int) -> Iterator[Run]:
             try:
                 yield lambda jobs: pool.map(_call, jobs)
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                begun = set(multiprocessing.active_children()) - others
-                for process in begun:
-                    process.terminate()  # or the trainings that have begun would be waited for
-                for process in begun:
-                    process.join()
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()  # or the trainings that have begun would be waited for; the pool joins them
                 raise
     finally:
         for name, value in before.items():

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from polyfuse.data.codecs import Reading, codec_from_dict
 from polyfuse.data.codecs_audio import AudioCodec
 from polyfuse.data.codecs_text import TextCodec
 from polyfuse.data.codecs_video import VideoCodec
+from polyfuse.data.frames import choose
+from polyfuse.data.npz import read_npz
 from polyfuse.data.problems import Broken
 from polyfuse.data.schema import ModalityConfig
 from polyfuse.data.subtitles import parse_subtitles
-from polyfuse.data.video import choose, container_of, read_frames, read_npz, read_sound, write_video
+from polyfuse.data.video import container_of, read_frames, read_sound
 
 COUNT, RATE = 23, 10.0
 
@@ -27,6 +30,36 @@ def ramp(count: int = COUNT, height: int = 32, width: int = 48) -> np.ndarray:
     return np.broadcast_to(
         (10 * np.arange(count, dtype=np.uint8))[:, None, None, None], (count, height, width, 3)
     ).copy()
+
+
+def write_video(
+    path: str, frames: np.ndarray, rate: float, sound: np.ndarray | None = None, sound_rate: int = 16_000
+) -> None:
+    """Frames ``(F, H, W, 3)`` uint8 and mono sound in [-1, 1] as MP4, AVI (MPEG-4, AAC) or WebM."""
+    import av
+
+    webm = path.endswith(".webm")
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libvpx" if webm else "mpeg4", rate=Fraction(rate).limit_denominator(1000))
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.bit_rate = 4_000_000
+        track = None
+        if sound is not None:
+            track = container.add_stream(
+                "libopus" if webm else "aac", rate=48_000 if webm else sound_rate, layout="mono"
+            )
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+        if track is not None and sound is not None:
+            frame = av.AudioFrame.from_ndarray(sound.astype(np.float32)[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = sound_rate, 0
+            resampler = av.AudioResampler(
+                format="fltp", layout="mono", rate=track.rate, frame_size=track.frame_size or 0
+            )
+            for piece in (*resampler.resample(frame), *resampler.resample(None)):
+                container.mux(track.encode(piece))
+            container.mux(track.encode(None))
 
 
 def fit(kind: str, cells: list[Any], folder: Path, extra: dict[str, list[Any]] | None = None, **options: Any) -> Any:

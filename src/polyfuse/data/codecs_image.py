@@ -53,7 +53,7 @@ def decode_image(source: str | bytes, size: int, fit: str = "crop", max_pixels: 
         Broken: ``too many pixels``, ``truncated``, ``wrong type`` (not an image) or ``undecodable``.
     """
     small = 2 * size  # a JPEG decodes to about that at once
-    return read_image(source, max_pixels, draft=small, then=lambda image: _square(image, size, fit))
+    return read_image(source, max_pixels, draft=small, then=lambda image: square(image, size, fit))
 
 
 def read_image(
@@ -119,7 +119,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _square(image: Image.Image, size: int, fit: str) -> np.ndarray:
+def square(image: Image.Image, size: int, fit: str) -> np.ndarray:
+    """``(size, size, 3)``: the middle of the picture (``crop``), or all of it on white (``pad``)."""
     if image.size != (size, size):
         method = Image.Resampling.BICUBIC
         if fit == "pad":

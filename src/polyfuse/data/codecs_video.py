@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from polyfuse.data.codecs import Cells, Codec, Encoding, Reading, decode_cells, find_file, source_of
+from polyfuse.data.frames import MOST_FRAMES, Frames, choose, frames_of_pictures
 from polyfuse.data.problems import Broken
 from polyfuse.data.schema import ModalityConfig
 from polyfuse.data.spec import ModalitySpec
 from polyfuse.data.stamps import offsets_of
-from polyfuse.data.video import MOST_FRAMES, Frames, choose, frames_of_pictures, read_frames
+from polyfuse.data.video import read_frames
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 

@@ -10,8 +10,8 @@ import os
 
 import numpy as np
 
+from polyfuse.data.npz import read_npz
 from polyfuse.data.problems import Broken
-from polyfuse.data.video import read_npz
 
 ENDINGS = (".npy", ".npz", ".csv", ".txt", ".bin", ".pcd", ".ply")
 MOST_BYTES = 1 << 28

@@ -1,45 +1,27 @@
-"""Video files to frames with their times, a sound track and subtitles, or the reason why not.
+"""Video files to frames with their times and a sound track, or the reason why not.
 
-Containers (MP4, MOV, WebM, Matroska, AVI, Ogg) are decoded by PyAV, the extra ``video``. Animated GIF, WebP and PNG by
-Pillow, ``.npz`` archives and folders of pictures need no extra. Frames are chosen by time, evenly over the clip; only
-those are kept. A file that ends early is absent as a whole.
+Containers (MP4, MOV, WebM, Matroska, AVI, Ogg) are decoded by PyAV, the extra ``video``; ``frames.py`` reads what needs
+no extra. A file that ends early is absent as a whole.
 
 Untrusted: the format is told by a file's first bytes and forced, so that no playlist can name other files or addresses;
 frame size, frame count and duration are bounded before anything is decoded.
 """
 
-import io
 import os
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from polyfuse.data.codecs_image import FORMATS, _square, strict_pil, to_rgb
+from polyfuse.data.codecs_image import square
+from polyfuse.data.frames import MOST_FRAMES, Frames, choose, frames_of_animation, frames_of_npz, head_of, opened
 from polyfuse.data.problems import Broken
 from polyfuse.errors import UserError, require
 
-MOST_FRAMES = 200_000
 MOST_SECONDS = 3600.0
-_NPZ_BYTES = 1 << 31
 _EBML = b"\x1a\x45\xdf\xa3"
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Chosen frames.
-
-    Attributes:
-        frames: ``(F, S, S, 3)`` uint8.
-        times: ``(F,)`` float64 seconds, ascending, on the file's clock.
-    """
-
-    frames: np.ndarray
-    times: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -73,30 +55,6 @@ def container_of(head: bytes) -> str | None:
     return "ogg" if head.startswith(b"OggS") else None
 
 
-def choose(times: Sequence[float] | np.ndarray, count: int, seconds: float | None = None) -> np.ndarray:
-    """Indices of the frames shown at the middles of ``count`` equal parts of the clip, each once.
-
-    Args:
-        times: ``(F,)`` when each frame is first shown, ascending.
-        count: Most frames.
-        seconds: Only the clip's beginning.
-
-    Example:
-        >>> choose([0.0, 0.1, 0.2, 0.3, 0.4, 0.5], 3).tolist(), choose([0.0, 5.0], 4).tolist()
-        ([1, 3, 5], [0, 1])
-    """
-    t = np.asarray(times, dtype=np.float64)
-    t = t - t[0]
-    usual = float(np.median(np.diff(t))) if len(t) > 1 else 0.0
-    end = t[-1] + usual
-    if seconds is not None and end > seconds:
-        t, end = t[t < seconds], seconds
-    if len(t) <= count:
-        return np.arange(len(t))
-    middles = (np.arange(count) + 0.5) / count * end
-    return np.unique((np.searchsorted(t, middles + 1e-9, side="right") - 1).clip(0))
-
-
 def read_frames(
     source: str | bytes,
     count: int,
@@ -121,173 +79,12 @@ def read_frames(
     Raises:
         Broken: ``truncated``, ``wrong type``, ``undecodable``, ``too many pixels``, ``too large``, or ``wrong shape``.
     """
-    head = _head(source)
+    head = head_of(source)
     if head.startswith(b"PK"):
-        return _from_npz(source, count, size, fit, seconds, max_pixels)
+        return frames_of_npz(source, count, size, fit, seconds, max_pixels)
     if container_of(head) is not None:
         return _from_container(source, count, size, fit, seconds, max_pixels)
-    return _from_animation(source, count, size, fit, seconds, max_pixels)
-
-
-def frames_of_pictures(paths: Sequence[str], times: np.ndarray, size: int, fit: str, max_pixels: int) -> Frames:
-    """A folder's chosen pictures as frames.
-
-    Raises:
-        Broken: As ``codecs_image.decode_image``, with the picture's name.
-    """
-    from polyfuse.data.codecs_image import decode_image
-
-    frames = []
-    with strict_pil():
-        for path in paths:
-            try:
-                frames.append(decode_image(path, size, fit, max_pixels))
-            except Broken as broken:
-                raise Broken(broken.kind, f"{os.path.basename(path)}: {broken.detail}") from None
-    return Frames(np.stack(frames), np.asarray(times, dtype=np.float64))
-
-
-def _head(source: str | bytes) -> bytes:
-    if isinstance(source, bytes):
-        return source[:12]
-    with open(source, "rb") as file:
-        return file.read(12)
-
-
-def _read(source: str | bytes) -> BinaryIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
-
-
-# --- Pillow -----------------------------------------------------------------------------------------------------------
-
-
-def _from_animation(
-    source: str | bytes, count: int, size: int, fit: str, seconds: float | None, max_pixels: int
-) -> Frames:
-    """GIF, WebP, APNG; a still picture is a clip of one frame."""
-    head = _head(source)
-    known = head.startswith((b"GIF8", b"\x89PNG", b"\xff\xd8\xff", b"BM")) or head[8:12] == b"WEBP"
-    try:
-        if head.startswith(b"GIF8"):
-            with _read(source) as raw:
-                _check_gif(raw.read())
-        with strict_pil(), _read(source) as raw, Image.open(raw, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise Broken("too many pixels", f"{width} x {height}, data.max_pixels is {max_pixels}")
-            total = getattr(image, "n_frames", 1)
-            if total > MOST_FRAMES // 20 or total * width * height > 200 * max_pixels:
-                raise Broken("too large", f"{total} frames of {width} x {height}")
-            times, kept = [0.0], []
-            for k in range(total):  # frames build on each other: all are decoded, the chosen are kept
-                image.seek(k)
-                image.load()
-                times.append(times[-1] + max(float(image.info.get("duration", 0) or 0), 0.0) / 1000.0)
-                kept.append(np.asarray(_square(to_rgb(image.copy()), size, fit)))
-            starts = np.array(times[:-1])
-            if total > 1 and times[-1] == 0.0:
-                starts = np.arange(total) / 10.0  # no durations: what browsers show
-            index = choose(starts, count, seconds)
-            return Frames(np.stack([kept[i] for i in index]), starts[index])
-    except Broken:
-        raise
-    except MemoryError:
-        raise Broken("too large", "out of memory") from None
-    except UnidentifiedImageError:
-        why = "starts like a picture and is none" if known else "no video, animation or archive of frames"
-        raise Broken("undecodable" if known else "wrong type", why) from None
-    except Exception as error:  # Pillow's decoders raise whatever they like on a broken file
-        text = (str(error).splitlines() or [""])[0][:80] or type(error).__name__
-        early = isinstance(error, EOFError) or any(w in text.lower() for w in ("truncated", "unexpected end"))
-        raise Broken("truncated" if early else "undecodable", text) from None
-
-
-def _check_gif(data: bytes) -> None:
-    """Walk the blocks to the trailer: Pillow ends an animation at the file's end without a word.
-
-    Raises:
-        Broken: ``truncated`` if there is no trailer, ``undecodable`` for an unknown block.
-    """
-    at = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
-    while at < len(data) and data[at] != 0x3B:
-        if data[at] == 0x21:
-            at += 2
-        elif data[at] == 0x2C and at + 9 < len(data):
-            at += 11 + (3 << ((data[at + 9] & 7) + 1) if data[at + 9] & 0x80 else 0)
-        elif data[at] == 0x2C:
-            break
-        else:
-            raise Broken("undecodable", "an unknown block in a GIF")
-        while at < len(data) and data[at]:
-            at += 1 + data[at]
-        at += 1
-    if at >= len(data) or data[at] != 0x3B:
-        raise Broken("truncated", "a GIF without its end")
-
-
-# --- archives of arrays -----------------------------------------------------------------------------------------------
-
-
-def read_npz(source: str | bytes, names: Sequence[str], most_bytes: int = _NPZ_BYTES) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz`` that have one of the names; sizes are read off the headers first, nothing is unpickled.
-
-    Raises:
-        Broken: ``truncated``, ``undecodable`` or ``too large``.
-    """
-    try:
-        with _read(source) as raw, zipfile.ZipFile(raw) as archive:
-            found = {}
-            for name in names:
-                if f"{name}.npy" not in archive.namelist():
-                    continue
-                info = archive.getinfo(f"{name}.npy")
-                if info.file_size > most_bytes:
-                    raise Broken("too large", f"'{name}' has {info.file_size} bytes")
-                with archive.open(info) as member:
-                    data = member.read(most_bytes + 1)
-                if len(data) != info.file_size:
-                    raise Broken("truncated", f"'{name}' ends early")
-                found[name] = _array(data)
-            return found
-    except Broken:
-        raise
-    except zipfile.BadZipFile as error:
-        raise Broken("truncated", str(error)[:80]) from None
-    except Exception as error:  # numpy's and zipfile's parsers raise whatever they like on a broken file
-        raise Broken("undecodable", (str(error).splitlines() or [""])[0][:80]) from None
-
-
-def _array(data: bytes) -> np.ndarray:
-    """An .npy file whose header promises no more than there is."""
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = header(stream)
-    if dtype.hasobject or dtype.kind not in "fiub":
-        raise Broken("undecodable", f"an array of {dtype}")
-    values = np.frombuffer(data, dtype=dtype, offset=stream.tell())
-    return np.array(values.reshape(shape, order="F" if fortran else "C"))
-
-
-def _from_npz(source: str | bytes, count: int, size: int, fit: str, seconds: float | None, max_pixels: int) -> Frames:
-    found = read_npz(source, ("frames", "times"))
-    frames = found.get("frames")
-    if frames is None:
-        raise Broken("wrong type", "an archive without 'frames'")
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise Broken("wrong shape", f"expected uint8 (F, H, W, 3), got {frames.dtype} {frames.shape}")
-    if frames.shape[1] * frames.shape[2] > max_pixels or not frames.size:
-        raise Broken("too many pixels", f"{frames.shape[2]} x {frames.shape[1]}, data.max_pixels is {max_pixels}")
-    times = np.asarray(found.get("times", np.arange(len(frames)) / 25.0), dtype=np.float64)
-    if times.shape != (len(frames),):
-        raise Broken("wrong shape", f"{len(frames)} frames and {times.shape} times")
-    if not np.isfinite(times).all() or (np.diff(times) < 0).any():
-        raise Broken("not finite", "times must ascend")
-    index = choose(times, count, seconds)
-    return Frames(np.stack([_square(Image.fromarray(frames[i]), size, fit) for i in index]), times[index])
-
-
-# --- PyAV -------------------------------------------------------------------------------------------------------------
+    return frames_of_animation(source, count, size, fit, seconds, max_pixels)
 
 
 @contextmanager
@@ -297,8 +94,8 @@ def _opened(source: str | bytes) -> Iterator[Any]:
         av = require("av", extra="video")
     except UserError as error:
         raise Broken("undecodable", str(error)) from None
-    kind = container_of(_head(source))
-    with _read(source) as raw:
+    kind = container_of(head_of(source))
+    with opened(source) as raw:
         _check_whole(raw, str(kind))
         try:
             with av.open(raw, format=kind, metadata_errors="replace") as container:
@@ -377,7 +174,7 @@ def _from_container(
         stamps = sorted(p.pts for p in _packets(container, stream) if p.pts is not None and not p.is_discard)
         if not stamps:
             raise Broken("zero bytes", "no frame")
-        if container_of(_head(source)) == "mp4" and len(stamps) < stream.frames:
+        if container_of(head_of(source)) == "mp4" and len(stamps) < stream.frames:
             raise Broken("truncated", f"{len(stamps)} of {stream.frames} frames")
         base, zero = float(stream.time_base), (container.start_time or 0) / 1e6
         times = np.array(stamps) * base - zero
@@ -391,7 +188,7 @@ def _from_container(
             if frame.width * frame.height > max_pixels:
                 raise Broken("too many pixels", f"{frame.width} x {frame.height}, data.max_pixels is {max_pixels}")
             if frame.pts in wanted:
-                kept[frame.pts] = _square(frame.to_image(), size, fit)
+                kept[frame.pts] = square(frame.to_image(), size, fit)
             if frame.pts is not None and frame.pts >= last:
                 break
     if len(kept) < len(wanted):
@@ -421,7 +218,7 @@ def read_sound(source: str | bytes, rate: int, seconds: float | None = None) -> 
     Raises:
         Broken: As ``read_frames``; ``zero bytes`` if it is silent film.
     """
-    if container_of(_head(source)) is None:
+    if container_of(head_of(source)) is None:
         raise Broken("wrong type", "no video file")
     with _opened(source) as container:
         if not container.streams.audio:
@@ -465,38 +262,3 @@ def sound_seconds(source: str | bytes) -> float:
         if stream.duration is not None:
             return float(stream.duration * stream.time_base)
         return float(container.duration or 0) / 1e6
-
-
-def write_video(
-    path: str, frames: np.ndarray, rate: float, sound: np.ndarray | None = None, sound_rate: int = 16_000
-) -> None:
-    """Write frames ``(F, H, W, 3)`` uint8 and mono sound in [-1, 1], for examples and tests: MP4 (MPEG-4, AAC) or WebM.
-
-    Raises:
-        UserError: If PyAV is not installed.
-    """
-    av = require("av", extra="video")
-    from fractions import Fraction
-
-    webm = path.endswith(".webm")
-    with av.open(path, "w") as container:
-        stream = container.add_stream("libvpx" if webm else "mpeg4", rate=Fraction(rate).limit_denominator(1000))
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        stream.bit_rate = 4_000_000
-        track = None
-        if sound is not None:
-            track = container.add_stream(
-                "libopus" if webm else "aac", rate=48_000 if webm else sound_rate, layout="mono"
-            )
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-        if track is not None and sound is not None:
-            frame = av.AudioFrame.from_ndarray(sound.astype(np.float32)[None], format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = sound_rate, 0
-            resampler = av.AudioResampler(
-                format="fltp", layout="mono", rate=track.rate, frame_size=track.frame_size or 0
-            )
-            for piece in (*resampler.resample(frame), *resampler.resample(None)):
-                container.mux(track.encode(piece))
-            container.mux(track.encode(None))

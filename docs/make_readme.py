@@ -7,8 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+from polyfuse.report.content import ReportData
 from polyfuse.report.figures import subset_heat
-from polyfuse.report.records import ReportData
 from polyfuse.report.summary import Summary, summarise
 from polyfuse.report.svg import drawing
 from polyfuse.report.table import cell, columns

@@ -8,20 +8,17 @@ from typing import Any
 
 import pytest
 
+from polyfuse.report.content import DataSummary, ModalitySummary, Problem, ReportData
 from polyfuse.report.records import (
     Arm,
     Bin,
     CorruptionRecord,
     CurvePoint,
-    DataSummary,
     InputRecord,
     Metric,
-    ModalitySummary,
     Oracle,
     Paired,
-    Problem,
     Reliability,
-    ReportData,
     SeedRecord,
     SubsetRecord,
     Weights,

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from polyfuse.report import figures, svg
+from polyfuse.report.content import ReportData
 from polyfuse.report.curves import drop_curve, forest, lines
 from polyfuse.report.heat import Labels, heat_map
-from polyfuse.report.records import Bin, CurvePoint, Reliability, ReportData
+from polyfuse.report.records import Bin, CurvePoint, Reliability
 from polyfuse.report.summary import summarise
 
 Build = Callable[..., ReportData]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from polyfuse.report.content import ReportData
 from polyfuse.report.inputs import WAYS, lines
-from polyfuse.report.records import InputRecord, ReportData
+from polyfuse.report.records import InputRecord
 from polyfuse.report.render import html
 from polyfuse.report.summary import summarise
 from polyfuse.report.table import console_text, csv_text

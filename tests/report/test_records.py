@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from polyfuse.errors import UserError
+from polyfuse.report.content import ReportData
 from polyfuse.report.records import (
     Arm,
     CorruptionRecord,
     Metric,
     Oracle,
     Paired,
-    ReportData,
     SubsetRecord,
     subset_records,
 )

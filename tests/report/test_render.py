@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from polyfuse.report.records import Arm, ReportData, SubsetRecord
+from polyfuse.report.content import ReportData
+from polyfuse.report.records import Arm, SubsetRecord
 from polyfuse.report.render import html, write_report
 from polyfuse.report.summary import summarise
 from polyfuse.report.verdict import verdict

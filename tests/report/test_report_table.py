@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from polyfuse.report.records import Arm, ReportData, SubsetRecord
+from polyfuse.report.content import ReportData
+from polyfuse.report.records import Arm, SubsetRecord
 from polyfuse.report.table import console_table, csv_text
 
 Build = Callable[..., ReportData]

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
+from polyfuse.report.content import ReportData
 from polyfuse.report.format import format_difference, format_value
-from polyfuse.report.records import Arm, Metric, Oracle, Paired, ReportData, SubsetRecord
+from polyfuse.report.records import Arm, Metric, Oracle, Paired, SubsetRecord
 from polyfuse.report.summary import gap_of, is_tie, subset_label, summarise, t_interval
 
 AB, A, B = ("a", "b"), ("a",), ("b",)

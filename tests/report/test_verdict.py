@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from polyfuse.report.records import Arm, Metric, Paired, ReportData, SubsetRecord
+from polyfuse.report.content import ReportData
+from polyfuse.report.records import Arm, Metric, Paired, SubsetRecord
 from polyfuse.report.summary import summarise
 from polyfuse.report.table import columns
 from polyfuse.report.verdict import plain_words, verdict

@@ -9,7 +9,7 @@ import pytest
 from polyfuse.data.encode import prepare
 from polyfuse.errors import UserError
 from polyfuse.report.abstention import always_flagged
-from polyfuse.report.records import ReportData
+from polyfuse.report.content import ReportData
 from polyfuse.run import evaluate_run, train_run
 from polyfuse.run.answers import answers
 from polyfuse.run.evaluate import add_oracles, read_labelled

@@ -10,7 +10,7 @@ import torch
 from polyfuse.config import EvaluateConfig, ModelConfig, TrainConfig
 from polyfuse.data.batch import Batch
 from polyfuse.data.spec import ModalitySpec, TargetSpec
-from polyfuse.report.records import ReportData
+from polyfuse.report.content import ReportData
 from polyfuse.studies.arms import Outcome, Plan, Task, only
 from polyfuse.studies.compare import compare_arms, oracle_plan, paired
 from polyfuse.studies.judge import Judgement

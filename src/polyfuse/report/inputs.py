@@ -7,8 +7,9 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from polyfuse.report.content import ReportData
 from polyfuse.report.format import format_difference, number
-from polyfuse.report.records import InputRecord, ReportData
+from polyfuse.report.records import InputRecord
 from polyfuse.report.summary import Summary
 from polyfuse.report.svg import clean
 

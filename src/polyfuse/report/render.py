@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from polyfuse.files import write_text
+from polyfuse.report.content import ReportData
 from polyfuse.report.curves import drop_curve, forest
 from polyfuse.report.figures import (
     corruption_heat,
@@ -23,7 +24,6 @@ from polyfuse.report.figures import (
 )
 from polyfuse.report.format import format_value, number
 from polyfuse.report.inputs import NOTE, WAYS, arm_of, lines
-from polyfuse.report.records import ReportData
 from polyfuse.report.summary import ArmSummary, Spread, Summary, judged_rows, subset_label, summarise, table_of
 from polyfuse.report.svg import BLUE, VERMILLION, clean, css, drawing
 from polyfuse.report.table import cell, columns, csv_text, plain_words

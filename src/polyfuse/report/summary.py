@@ -10,7 +10,8 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from polyfuse.report.records import Arm, Metric, ReportData, ordered_subset
+from polyfuse.report.content import ReportData
+from polyfuse.report.records import Arm, Metric, ordered_subset
 
 Subset = tuple[str, ...]
 Table = dict[int, dict[Subset, float]]

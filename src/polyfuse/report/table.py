@@ -16,9 +16,10 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from polyfuse.report.content import ReportData
 from polyfuse.report.format import format_value, number
 from polyfuse.report.inputs import console_inputs
-from polyfuse.report.records import Metric, ReportData
+from polyfuse.report.records import Metric
 from polyfuse.report.summary import ArmSummary, Spread, Summary, judged_rows, subset_label, summarise
 from polyfuse.report.verdict import plain_words as plain_words  # the table and what it says belong together
 

@@ -7,8 +7,9 @@ or a watched arm loses, the text says so, to whom and by how much.
 import math
 import statistics
 
+from polyfuse.report.content import ReportData
 from polyfuse.report.format import format_difference, format_value
-from polyfuse.report.records import Metric, ReportData
+from polyfuse.report.records import Metric
 from polyfuse.report.summary import (
     ArmSummary,
     Gap,

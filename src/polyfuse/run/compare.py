@@ -11,8 +11,9 @@ from polyfuse.config import PLAIN, ModelConfig, RunConfig, make_config, save_con
 from polyfuse.data.encode import Prepared, prepare
 from polyfuse.errors import UserError
 from polyfuse.files import check_new, new_folder, write_json
+from polyfuse.report.content import ReportData
 from polyfuse.report.context import this_command, versions
-from polyfuse.report.records import ReportData, plain
+from polyfuse.report.plain import plain
 from polyfuse.report.render import write_report
 from polyfuse.report.table import console_text
 from polyfuse.run import folder as place

@@ -13,7 +13,8 @@ from polyfuse.data.problems import Problems
 from polyfuse.data.schema import nearest
 from polyfuse.data.table import read_chunks, read_header
 from polyfuse.errors import UserError
-from polyfuse.report.records import ReportData, plain
+from polyfuse.report.content import ReportData
+from polyfuse.report.plain import plain
 from polyfuse.report.render import write_report
 from polyfuse.report.table import console_text
 from polyfuse.run.folder import CONFIG, Run, load

@@ -16,7 +16,7 @@ from polyfuse.files import check_new, new_folder, write_json, write_text
 from polyfuse.finetune_config import FinetuneConfig, load_finetune_config
 from polyfuse.layers.lora import add_lora, lora_layers, merge_lora
 from polyfuse.report.context import versions
-from polyfuse.report.records import plain
+from polyfuse.report.plain import plain
 from polyfuse.run.columns import aligned
 from polyfuse.run.folder import CONFIG, VERSIONS, emptied_on_mistake
 from polyfuse.run.source import Say, quiet

@@ -17,7 +17,7 @@ from typing import Any
 from polyfuse.errors import UserError
 from polyfuse.files import check_new, new_folder, read_json, write_json, write_text
 from polyfuse.report.context import versions
-from polyfuse.report.records import plain
+from polyfuse.report.plain import plain
 from polyfuse.run.columns import aligned
 from polyfuse.run.folder import CONFIG, VERSIONS, emptied_on_mistake
 from polyfuse.run.pretrain_parts import HeldOut, Parts, build_parts, rows_of

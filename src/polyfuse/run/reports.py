@@ -14,9 +14,10 @@ from polyfuse.data.problems import Problems as TableProblems
 from polyfuse.encoders import DEFAULTS
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.report.abstention import always_flagged, flagged_share
+from polyfuse.report.content import DataSummary, ModalitySummary, Problem, ReportData
 from polyfuse.report.context import machine, this_command, versions
 from polyfuse.report.format import format_value
-from polyfuse.report.records import Arm, DataSummary, ModalitySummary, Problem, ReportData
+from polyfuse.report.records import Arm
 from polyfuse.report.summary import judged_rows
 from polyfuse.studies.judge import judge
 from polyfuse.train.build import parameter_count

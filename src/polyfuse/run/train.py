@@ -17,8 +17,9 @@ from polyfuse.data.encode import Prepared, prepare
 from polyfuse.errors import UserError
 from polyfuse.files import check_new, new_folder, read_json, write_json
 from polyfuse.models.fusion_model import FusionModel
+from polyfuse.report.content import ReportData
 from polyfuse.report.context import versions
-from polyfuse.report.records import ReportData, plain
+from polyfuse.report.plain import plain
 from polyfuse.report.render import write_report
 from polyfuse.report.table import console_text
 from polyfuse.run import folder as place

@@ -19,7 +19,8 @@ from polyfuse.data.keyed import key_of, uniform
 from polyfuse.data.spec import ModalitySpec, TargetSpec
 from polyfuse.evaluate.intervals import paired_difference, paired_statistic
 from polyfuse.evaluate.subsets import all_subsets
-from polyfuse.report.records import Arm, Metric, Oracle, Paired, ReportData
+from polyfuse.report.content import ReportData
+from polyfuse.report.records import Arm, Metric, Oracle, Paired
 from polyfuse.studies.arms import (
     Outcome,
     Plan,

@@ -21,9 +21,10 @@ from polyfuse.data.emoji import CLASSES, MISSING_RATE, MODALITIES, SPLITS, Emoji
 from polyfuse.errors import UserError
 from polyfuse.evaluate.intervals import Interval, paired_difference
 from polyfuse.files import new_folder
+from polyfuse.report.content import DataSummary, ModalitySummary, ReportData
 from polyfuse.report.context import machine, this_command, versions
 from polyfuse.report.format import format_value
-from polyfuse.report.records import DataSummary, Metric, ModalitySummary, ReportData
+from polyfuse.report.records import Metric
 from polyfuse.report.render import write_report
 from polyfuse.report.table import console_text
 from polyfuse.studies.arms import Outcome, Plan, Task

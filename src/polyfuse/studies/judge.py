@@ -21,13 +21,13 @@ from polyfuse.evaluate.subsets import subsets_of
 from polyfuse.evaluate.sweep import sweep
 from polyfuse.evaluate.table import Calibrator, all_predictions, primary_curve, row_losses, violation_rate
 from polyfuse.evaluate.unplug import unplug
+from polyfuse.report.content import ReportData
 from polyfuse.report.records import (
     Bin,
     CorruptionRecord,
     CurvePoint,
     InputRecord,
     Reliability,
-    ReportData,
     SeedRecord,
     SubsetRecord,
     Weights,

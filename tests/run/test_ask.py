@@ -11,9 +11,10 @@ from PIL import Image
 
 from polyfuse.cli import run as cli
 from polyfuse.errors import UserError
-from polyfuse.run.ask import Item, ask, caption, ground, items_of, tidy
+from polyfuse.run.ask import ask, caption, ground, tidy
 from polyfuse.run.draw import draw_box
 from polyfuse.run.finetune import finetune_run
+from polyfuse.run.items import Item, items_of
 from polyfuse.run.task_folder import newest_run, read_task_run
 from polyfuse.tasks.batch import Collator, TaskData
 from polyfuse.tasks.sources import load_source

@@ -38,9 +38,10 @@ def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def show(result: Result, as_json: bool) -> None:
-    """The result, on stdout."""
-    emit(result.to_dict(), as_json, result.text)
+def show(result: Result | None, as_json: bool) -> None:
+    """The result, on stdout; None, as on every process but the first of a distributed run, is nothing."""
+    if result is not None:
+        emit(result.to_dict(), as_json, result.text)
 
 
 def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:

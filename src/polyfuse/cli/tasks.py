@@ -28,8 +28,7 @@ def pretrain(
     from polyfuse.run.pretrain import pretrain_run
 
     result = pretrain_run(source, overrides=overrides or [], out=out, resume=resume, say=say)
-    if result is not None:  # None on every rank but the first
-        show(result, as_json)
+    show(result, as_json)
 
 
 def finetune(
@@ -65,7 +64,7 @@ def ask(
 ) -> None:
     """Ask a question about pictures: the likeliest answers with their probabilities, or a number."""
     from polyfuse.run.ask import ask as answer
-    from polyfuse.run.ask import items_of
+    from polyfuse.run.items import items_of
 
     result = answer(items_of(what or [], table, "question|text"), run=run, top=top, say=say)
     show(result, as_json)
@@ -81,7 +80,7 @@ def caption(
 ) -> None:
     """Describe pictures in a sentence each."""
     from polyfuse.run.ask import caption as describe
-    from polyfuse.run.ask import items_of
+    from polyfuse.run.items import items_of
 
     result = describe(items_of(images or [], table, None), run=run, beams=beams, say=say)
     show(result, as_json)
@@ -101,7 +100,7 @@ def ground(
 ) -> None:
     """Point at what a phrase means in pictures."""
     from polyfuse.run.ask import ground as point
-    from polyfuse.run.ask import items_of
+    from polyfuse.run.items import items_of
 
     result = point(items_of(what or [], table, "phrase|text"), run=run, out=out, say=say)
     show(result, as_json)

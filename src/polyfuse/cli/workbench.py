@@ -60,8 +60,7 @@ def train(
     from polyfuse.run import train_run
 
     result = train_run(source, overrides=overrides or [], target=target, out=out, resume=resume, say=say)
-    if result is not None:  # None on every rank but the first
-        show(result, as_json)
+    show(result, as_json)
 
 
 def evaluate(

@@ -9,7 +9,7 @@ import mimetypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from polyfuse.data.problems import Broken
 from polyfuse.errors import UserError
+from polyfuse.run.items import Item, Unread, in_order, sorted_out
 from polyfuse.run.source import Say, quiet
 from polyfuse.run.task_folder import TaskRun, newest_run, read_task_run
 from polyfuse.tasks.batch import Collator, TaskBatch, TaskData
@@ -25,37 +26,6 @@ from polyfuse.tasks.judge import decoder_of
 ASKED = ("vqa", "classification", "entailment", "sentiment", "regression")
 _QUESTIONS = ("vqa", "entailment")  # of the others, a picture alone is a whole row
 _AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class Item:
-    """One picture and what is asked about it.
-
-    Attributes:
-        image: As the user named it; "" = none.
-        text: Question or phrase; "" = none.
-        row: Of the table it stands in, from 1; None = of the command line, where a mistake is an error.
-        fault: Why the row cannot be used, where reading the table told.
-    """
-
-    image: str
-    text: str = ""
-    row: int | None = None
-    fault: str = ""
-
-
-class Unread(NamedTuple):
-    """What was not answered.
-
-    Attributes:
-        image: As the user named it; "" = none.
-        reason: Why.
-        row: Of the table.
-    """
-
-    image: str
-    reason: str
-    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +85,7 @@ def ask(items: Sequence[Item], *, run: Path | None = None, top: int = 5, say: Sa
         UserError: If there is no such run, it reads no pictures, or a question of the command line is empty.
     """
     found = _open(run, ASKED, ("answer", "value"), say)
-    items, lacking = _sorted_out(
+    items, lacking = sorted_out(
         items, "question" if found.task in _QUESTIONS and found.hide != "text" else None, hide=found.hide
     )
     valued = "value" in found.model.heads
@@ -139,7 +109,7 @@ def ask(items: Sequence[Item], *, run: Path | None = None, top: int = 5, say: Sa
         rows.append(
             {**row, "answer": answers[0]["answer"], "probability": answers[0]["probability"], "answers": answers}
         )
-    return Replies(found.folder, found.task, rows, _in_order(lacking, unreadable), _answer_lines)
+    return Replies(found.folder, found.task, rows, in_order(lacking, unreadable), _answer_lines)
 
 
 def _answer_lines(row: dict[str, Any]) -> list[str]:
@@ -182,14 +152,14 @@ def caption(
         return [found.words.decode(ids[:n]) for ids, n in zip(out.ids, out.lengths.tolist(), strict=True)]
 
     items = [image if isinstance(image, Item) else Item(image) for image in images]
-    items, lacking = _sorted_out(items, None, picture=True)
+    items, lacking = sorted_out(items, None, picture=True)
     kept, unreadable, said = _run(found, items, read)
     rows = [{**_place(item), "caption": tidy(text)} for item, text in zip(kept, said, strict=True)]
     return Replies(
         found.folder,
         found.task,
         rows,
-        _in_order(lacking, unreadable),
+        in_order(lacking, unreadable),
         lambda row: [f"{row['image']}: {row['caption']}"],
     )
 
@@ -210,7 +180,7 @@ def ground(items: Sequence[Item], *, run: Path | None = None, out: Path | None =
         UserError: If there is no such run, it reads no pictures, a phrase of the command line is empty, or ``out`` is
             not to be written.
     """
-    items, lacking = _sorted_out(items, "phrase", picture=True)
+    items, lacking = sorted_out(items, "phrase", picture=True)
     files = _files(items, out)
     found = _open(run, ("grounding",), ("box",), say)
     kept, unreadable, boxes = _run(found, items, lambda batch: list(found.model(batch, tasks=("box",)).info["box"]))
@@ -229,7 +199,7 @@ def ground(items: Sequence[Item], *, run: Path | None = None, out: Path | None =
             draw_box(picture, shares, item.text, file)
             row["drawn"] = str(file)
         rows.append(row)
-    return Replies(found.folder, found.task, rows, _in_order(lacking, unreadable), _box_lines)
+    return Replies(found.folder, found.task, rows, in_order(lacking, unreadable), _box_lines)
 
 
 def _box_lines(row: dict[str, Any]) -> list[str]:
@@ -293,44 +263,6 @@ def _open(run: Path | None, tasks: Sequence[str], heads: Sequence[str], say: Say
     if "answer" in heads and "answer" in found.model.heads and not found.answers:
         raise UserError(f"'{folder}' has no answers.json; the run is damaged")
     return found
-
-
-def _sorted_out(
-    items: Sequence[Item], text: str | None, *, picture: bool = False, hide: str | None = None
-) -> tuple[list[Item], list[Unread]]:
-    """The items that have what is needed, and the rows that do not.
-
-    Args:
-        items: All.
-        text: What the text is called, where it is needed.
-        picture: Whether a picture is needed; else a text will do.
-        hide: A modality that the run never looks at.
-
-    Raises:
-        UserError: For an item of the command line.
-    """
-    kept, lacking = [], []
-    for item in items:
-        seen, said = bool(item.image), bool(item.text.strip())
-        fault = item.fault
-        if not fault and not seen and (picture or hide == "text"):
-            fault = "no picture"
-        if not fault and text is not None and not said:
-            fault = f"no {text}"
-        if not fault and not (seen and hide != "image") and not (said and hide != "text"):
-            fault = "no text" if hide == "image" else "neither picture nor text"
-        if not fault:
-            kept.append(item)
-        elif item.row is None:
-            noun = fault.removeprefix("no ") if fault.startswith("no ") else "picture or a text"
-            raise UserError(f"'{item.image}' needs a {noun}, got an empty one")
-        else:
-            lacking.append(Unread(item.image, fault, item.row))
-    return kept, lacking
-
-
-def _in_order(lacking: list[Unread], unreadable: list[Unread]) -> list[Unread]:
-    return sorted([*lacking, *unreadable], key=lambda one: one.row or 0)
 
 
 def _place(item: Item) -> dict[str, Any]:
@@ -406,55 +338,3 @@ def _file(image: str) -> str:
     from polyfuse.data.codecs import Reading, find_file
 
     return find_file(str(Path(image).absolute()), Reading(allow_outside=True))
-
-
-def read_items(table: Path, text: str | None) -> list[Item]:
-    """Pictures (relative to the table's folder) and texts of a CSV, Parquet or JSON Lines table, with their rows.
-
-    Args:
-        table: With a column ``image``.
-        text: Names of its column of texts, separated by "|", the first that is there; None = pictures alone.
-
-    Raises:
-        UserError: If the table cannot be read, or lacks a column.
-    """
-    from polyfuse.data.codecs import show
-    from polyfuse.data.table import check_columns, read_chunks, read_header
-
-    known = read_header(table)
-    asked = None if text is None else next((name for name in text.split("|") if name in known), text.split("|")[0])
-    columns = ["image", *([asked] if asked else [])]
-    check_columns(columns, known, table.name)
-    items = []
-    for chunk in read_chunks(table, columns=columns):
-        bad = dict(chunk.bad_rows)
-        for slot in range(len(chunk)):
-            number = chunk.first_row + slot
-            fault = bad.get(number, "")
-            cells = {name: chunk.columns[name][slot] for name in columns}
-            for name, cell in cells.items():
-                if cell is not None and not isinstance(cell, str):
-                    fault = fault or f"{name} must be a text, got {show(cell)}"
-            image, said = (cell if isinstance(cell, str) else "" for cell in (cells["image"], cells.get(asked or "")))
-            path = str(table.parent / image) if image.strip() else ""
-            items.append(Item(path, said, number + 1, fault))
-    return items
-
-
-def items_of(arguments: Sequence[str], table: Path | None, text: str | None) -> list[Item]:
-    """``IMAGE... TEXT``, or a table of both.
-
-    Raises:
-        UserError: If neither is whole, or both are given.
-    """
-    if table is not None:
-        if arguments:
-            raise UserError("give pictures on the command line or a --table, not both")
-        return read_items(table, text)
-    if text is None:
-        if not arguments:
-            raise UserError("name a picture, or a --table with a column image")
-        return [Item(image) for image in arguments]
-    if len(arguments) < 2:
-        raise UserError(f"give IMAGE... and then the {text.split('|')[0]} in quotes, or a --table")
-    return [Item(image, arguments[-1]) for image in arguments[:-1]]

@@ -116,7 +116,7 @@ def test_the_figures_are_those_of_the_kept_weights_on_held_out_rows(config: Path
 
 
 def test_means_over_hidden_words_do_not_depend_on_the_batch_size(config: Path) -> None:
-    overrides = ["objectives={masked_words: 1, caption: 1, answer: 1}"]
+    overrides = ["objectives={masked_words: 1, caption: 1, answer: 1, grounding: 1}"]
     figures = []
     for size in (3, 11):
         settings = load_pretrain_config(config, [*overrides, f"train.batch_size={size}"])

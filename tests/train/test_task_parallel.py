@@ -13,18 +13,23 @@ import torch
 
 from polyfuse.errors import UserError
 from polyfuse.task_config import LoopConfig
+from polyfuse.tasks.backbones import BACKBONES
+from polyfuse.tasks.objectives import OBJECTIVES, Grounding
 from polyfuse.train.task_devices import task_fabric
 from polyfuse.train.task_layers import checkpointed, layers_of
 from polyfuse.train.task_loop import LoopSettings, fit_tasks
-from polyfuse.train.task_shares import COUNTS, can_share, shared_loss
+from polyfuse.train.task_parts import visual_places
+from polyfuse.train.task_shares import _CONTRAST, _PAIRED, COUNTS, can_share, shared_loss
 
+from ..tasks.test_objectives import build
 from .task_toy import toy_tasks
 
 SHAREABLE = (
     *("contrast", "siglip", "match", "hard_match", "masked_words", "masked_patches"),
-    *("alignment", "caption", "answer", "value"),
+    *("alignment", "caption", "answer", "value", "grounding"),
 )
-REPLICAS = (*SHAREABLE, "mixed", "sampled", "in two passes", "one stream after two", "two streams")
+PASSES = ("in two passes", "sampled in two passes")
+REPLICAS = (*SHAREABLE, "mixed", "sampled", *PASSES, "one stream after two", "two streams")
 SHARDED = ("mixed", "sampled", "contrast", "hard_match", "two streams", "in two passes")
 
 
@@ -95,24 +100,43 @@ def test_passes_change_memory_and_not_the_result() -> None:
         torch.testing.assert_close(value, found[1][name], atol=1e-4, rtol=1e-3)
 
 
+class Mine(Grounding):
+    """Its loss may be another mean."""
+
+
 def test_what_cannot_be_shared_is_refused_by_name() -> None:
     model, tasks = toy_tasks({"grounding": 1.0, "answer": 1.0})
-    assert not can_share(tasks["grounding"].objective)
-    assert can_share(tasks["answer"].objective)
+    assert all(can_share(task.objective) for task in tasks.values())
+    tasks["mine"] = replace(tasks["grounding"], objective=Mine(model))
+    assert not can_share(tasks["mine"].objective)
     settings = LoopSettings(steps=2, batch_size=6, evaluations=1)
-    with pytest.raises(UserError, match=r"'grounding' \(Grounding\) needs its whole batch .* got 2 shares"):
+    with pytest.raises(UserError, match=r"'mine' \(Mine\) needs its whole batch .* got 2 shares"):
         fit_tasks(model, tasks, replace(settings, accumulate=2))
     assert fit_tasks(model, tasks, settings).steps == 2
     with pytest.raises(UserError, match="a batch of 6 rows cannot be cut into 7 shares"):
         fit_tasks(model, {"answer": tasks["answer"]}, replace(settings, accumulate=7))
 
 
-def test_a_count_of_a_subclass_is_not_assumed() -> None:
-    class Mine(next(iter(COUNTS))):  # type: ignore[misc]
-        """Its loss may be another mean."""
+def test_every_objective_can_be_shared() -> None:
+    assert {*COUNTS, *_PAIRED, *_CONTRAST} == set(OBJECTIVES.values())
 
-    model, _ = toy_tasks({"masked_words": 1.0})
-    assert not can_share(Mine(model))
+
+def test_the_means_of_grounding_are_over_different_rows() -> None:
+    """Without which one weight for both would do."""
+    model, tasks = toy_tasks({"grounding": 1.0})
+    task = tasks["grounding"]
+    counts = COUNTS[Grounding](task.objective, model, task.collate(task.rows), {})
+    assert isinstance(counts, dict)
+    assert 0 < counts["tokens"].sum() < counts["box"].sum() < len(task.rows)
+
+
+@pytest.mark.parametrize(("backbone", "regions"), [*((name, False) for name in sorted(BACKBONES)), ("uniter", True)])
+def test_places_are_those_of_the_stem_without_running_it(backbone: str, regions: bool) -> None:
+    model, _, batch = build(backbone, "grounding", regions=regions)
+    seen = model.eval().stem(batch)
+    boxes, mask = visual_places(model, batch)
+    assert torch.equal(boxes, seen.boxes)
+    assert torch.equal(mask, seen.mask)
 
 
 def test_shards_need_somebody_to_share_with(monkeypatch: pytest.MonkeyPatch) -> None:

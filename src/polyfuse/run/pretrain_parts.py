@@ -15,10 +15,10 @@ from polyfuse.task_config import PretrainConfig, SourceConfig, TaskModelConfig
 from polyfuse.tasks.backbones import BACKBONES
 from polyfuse.tasks.batch import Collator, TaskBatch, TaskData, answer_vocabulary
 from polyfuse.tasks.model import TaskModel
-from polyfuse.tasks.objectives import OBJECTIVES, Answers
+from polyfuse.tasks.objectives import OBJECTIVES
 from polyfuse.tasks.words import WordTokenizer
 from polyfuse.train.task_loop import Task, visual_tokens
-from polyfuse.train.task_shares import counted
+from polyfuse.train.task_shares import BatchMeans
 
 _PAIRS = ("contrast", "siglip", "match", "hard_match", "alignment", "caption")
 _OTHERS = ("contrast", "siglip", "match", "hard_match")
@@ -223,18 +223,11 @@ class HeldOut:
 
     def _objective(self, model: TaskModel, name: str, collate: Collator, rows: np.ndarray) -> dict[str, float]:
         objective, settings = self.parts.tasks[name].objective, self.config.train
-        sums: dict[str, float] = {}
-        weights: dict[str, float] = {}
+        means = BatchMeans()
         for batch in self._batches(model, collate, rows):
             draws = objective.draws(batch, visual_tokens(model, batch), settings.seed, settings.steps)
-            loss, found = objective.loss(model, batch, draws)
-            count = counted(objective, model, batch, draws)
-            every_row = isinstance(objective, Answers)  # whose figure counts answers outside the vocabulary as wrong
-            for figure, value in {"loss": loss, **found}.items():
-                weight = float(len(batch)) if every_row and figure != "loss" else count
-                sums[figure] = sums.get(figure, 0.0) + float(value) * weight
-                weights[figure] = weights.get(figure, 0.0) + weight
-        return {figure: value / max(weights[figure], 1.0) for figure, value in sums.items()}
+            means.add(objective, model, batch, draws)
+        return means.result()
 
     def retrieval(self, model: TaskModel, collate: Collator, rows: np.ndarray) -> dict[str, float]:
         """Recall both ways among all held-out rows, and what chance would give at 1."""

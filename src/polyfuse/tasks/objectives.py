@@ -59,6 +59,11 @@ class Objective(nn.Module):
         """A scalar, and figures worth a curve, detached."""
         raise NotImplementedError
 
+    def means(self, model: TaskModel, batch: TaskBatch, draws: Draws) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The means that ``loss`` adds up, by name, and its figures: one, where all is over the same things."""
+        loss, figures = self.loss(model, batch, draws)
+        return {"loss": loss}, figures
+
 
 def both(batch: TaskBatch) -> Tensor:
     """``(B,)``: picture and text are there."""
@@ -309,14 +314,26 @@ class Grounding(Objective):
 
     def loss(self, model: TaskModel, batch: TaskBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Box loss and the alignment of visual tokens whose centres the box holds."""
+        means, figures = self.means(model, batch, draws)
+        return means["box"] + means["tokens"], figures
+
+    def means(self, model: TaskModel, batch: TaskBatch, draws: Draws) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """``box`` over the rows with picture and phrase, ``tokens`` over those of them whose box holds a token."""
         encoded = model.encode(batch)
         box, scores = model.heads["box"](encoded.states, encoded.visual)
         wanted, here = batch.target["box"], both(batch)
-        centres = (encoded.visual.boxes[..., :2] + encoded.visual.boxes[..., 2:]) / 2
-        inside = ((centres >= wanted[:, None, :2]) & (centres <= wanted[:, None, 2:])).all(dim=-1)
         mask = encoded.visual.mask & here[:, None]
-        loss = box_loss(box, wanted, here) + region_phrase_loss(scores, inside & mask, mask)
-        return loss, {"distance": F.l1_loss(box.detach(), wanted)}
+        inside = tokens_inside(encoded.visual.boxes, mask, wanted)
+        distance = F.l1_loss(box.detach()[here], wanted[here]).nan_to_num()
+        return {"box": box_loss(box, wanted, here), "tokens": region_phrase_loss(scores, inside, mask)}, {
+            "distance": distance
+        }
+
+
+def tokens_inside(boxes: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
+    """``(B, P)`` bool: the visual tokens of ``mask`` whose centres lie in the row's box ``wanted (B, 4)``."""
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+    return ((centres >= wanted[:, None, :2]) & (centres <= wanted[:, None, 2:])).all(dim=-1) & mask
 
 
 #: Objectives by name.

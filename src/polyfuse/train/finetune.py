@@ -25,7 +25,7 @@ from polyfuse.tasks.objectives import OBJECTIVES, Objective
 from polyfuse.tasks.words import WordTokenizer
 from polyfuse.train.freeze import GradualUnfreezing, freeze_parameters
 from polyfuse.train.task_loop import LoopSettings, Task, TaskFit, fit_tasks
-from polyfuse.train.task_shares import counted
+from polyfuse.train.task_shares import BatchMeans
 
 Augment = Callable[[TaskBatch, int], TaskBatch]
 Say = Callable[[str], None]
@@ -398,15 +398,13 @@ def _validation(
     again = {**exam, "alone": False, "batch_size": BATCH}
 
     def validate(model: TaskModel) -> Mapping[str, float]:
-        found = count = 0.0
+        means = BatchMeans()
         for start in range(0, len(rows), options.loop.batch_size):
             batch = collate(rows[start : start + options.loop.batch_size]).to(next(model.parameters()).device)
             if options.hide is not None:
                 batch = batch.without(options.hide)
-            counts = counted(objective, model, batch, {})
-            found += float(objective.loss(model, batch, {})[0]) * counts
-            count += counts
-        figures = {"loss": found / max(count, 1.0)}
+            means.add(objective, model, batch, {})
+        figures = {"loss": means.result()["loss"]}
         if aim.head != "caption":  # writing takes long
             scored = judge(model, data, words, task=aim.judge, part="validation", rows=rows, **again)
             figures |= {name: value for name, value in scored.figures.items() if name in aim.curves}

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from polyfuse.tasks.batch import Collator, TaskBatch
 from polyfuse.tasks.eyes import Eye
 from polyfuse.tasks.model import TaskModel
 from polyfuse.tasks.objectives import Objective
-from polyfuse.tasks.stem import GridStem
+from polyfuse.tasks.stem import GridStem, cell_boxes
 
 _NOT_DECISIVE = {"threads", "checkpoint_seconds", "checkpoint_steps", "activation_checkpointing"}
 
@@ -118,6 +119,19 @@ def visual_tokens(model: TaskModel, batch: TaskBatch) -> int:
     if isinstance(model.stem, (GridStem, Eye)):
         return model.stem.grid**2
     return 0 if batch.regions is None else batch.regions.shape[1]
+
+
+def visual_places(model: TaskModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+    """Boxes ``(B, P, 4)`` and mask ``(B, P)`` of the stem's tokens, without running it."""
+    if isinstance(model.stem, (GridStem, Eye)):
+        frame = torch.tensor([0.0, 0.0, 1.0, 1.0], device=batch.ids.device).expand(getattr(model.stem, "whole", 0), 4)
+        grid = model.stem.grid
+        boxes = torch.cat([cell_boxes(grid, batch.ids.device), frame]) if grid else frame
+        return boxes.expand(len(batch), -1, -1), batch.present[:, :1].expand(-1, len(boxes))
+    if batch.region_boxes is None or batch.region_mask is None:
+        raise ValueError("this model reads regions, got a batch without any")
+    mask = batch.region_mask & batch.present[:, :1]
+    return batch.region_boxes.masked_fill(~mask[..., None], 0.0), mask
 
 
 def fingerprint(settings: LoopSettings, tasks: Mapping[str, Task], world_size: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """A step's batch in shares, for several processes or passes: the losses of the shares add up to that of the batch.
 
 The mean over what an objective counts (hidden words, matched pairs, ...) is not the mean of the shares' means, so a
-share weighs by how many of them it has. Every process makes the whole batch, which is cheap, and can therefore count,
-and draw partners from, rows that others compute.
+share weighs by how many of them it has; a loss that adds up several means weighs each by its own. Every process makes
+the whole batch, which is cheap, and can therefore count, and draw partners from, rows that others compute.
 
 Shapes: B rows of the batch, b rows of a share.
 """
@@ -22,8 +22,9 @@ from polyfuse.losses.matching import MatchingPairs, hard_pairs, matching_loss, r
 from polyfuse.tasks import objectives as known
 from polyfuse.tasks.batch import TaskBatch
 from polyfuse.tasks.model import TaskModel
-from polyfuse.tasks.objectives import Draws, Objective, both
+from polyfuse.tasks.objectives import Draws, Objective, both, tokens_inside
 from polyfuse.tasks.words import MASK, PAD, SPECIALS
+from polyfuse.train.task_parts import visual_places
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 
@@ -70,16 +71,25 @@ def _captions(objective: Any, model: TaskModel, batch: TaskBatch, draws: Draws) 
     return ((batch.target["caption"][:, 1:] != PAD) & batch.present[:, :1]).sum(dim=1)
 
 
-def _answers(objective: Any, model: TaskModel, batch: TaskBatch, draws: Draws) -> Tensor:
-    return batch.target["answer"].sum(dim=1) > 0
+def _answers(objective: Any, model: TaskModel, batch: TaskBatch, draws: Draws) -> dict[str, Tensor]:
+    known = batch.target["answer"].sum(dim=1) > 0
+    return {"loss": known, "right": torch.ones_like(known)}  # an answer outside the vocabulary counts as wrong
 
 
 def _values(objective: Any, model: TaskModel, batch: TaskBatch, draws: Draws) -> Tensor:
     return batch.target["value"].isfinite()
 
 
-#: How many things each row ``(B,)`` brings to the mean of an objective.
-COUNTS: dict[type[Objective], Callable[[Any, TaskModel, TaskBatch, Draws], Tensor]] = {
+def _boxes(objective: Any, model: TaskModel, batch: TaskBatch, draws: Draws) -> dict[str, Tensor]:
+    boxes, mask = visual_places(model, batch)
+    here = both(batch)
+    inside = tokens_inside(boxes, mask & here[:, None], batch.target["box"])
+    return {"box": here, "tokens": inside.any(dim=1), "distance": here}
+
+
+#: How many things each row ``(B,)`` brings to the mean of an objective; by name where it adds up several
+#: (``Objective.means``), or where a figure is over others than the ``loss``.
+COUNTS: dict[type[Objective], Callable[[Any, TaskModel, TaskBatch, Draws], Tensor | dict[str, Tensor]]] = {
     known.MaskedWords: _words,
     known.MaskedPatches: _patches,
     known.MaskedFeatures: _regions,
@@ -89,13 +99,49 @@ COUNTS: dict[type[Objective], Callable[[Any, TaskModel, TaskBatch, Draws], Tenso
     known.Captions: _captions,
     known.Answers: _answers,
     known.Values: _values,
+    known.Grounding: _boxes,
 }
 
 
-def counted(objective: Objective, model: TaskModel, batch: TaskBatch, draws: Draws) -> float:
-    """Of how many things the objective's loss on a batch is the mean; rows, where that is not known."""
-    count = COUNTS.get(type(objective))
-    return float(len(batch)) if count is None else float(count(objective, model, batch, draws).sum())
+class _Counts:
+    """How many things each row of a batch brings to each mean of an objective; itself, where that is not known."""
+
+    def __init__(self, objective: Objective, model: TaskModel, batch: TaskBatch, draws: Draws) -> None:
+        count = COUNTS.get(type(objective))
+        found = torch.ones_like(batch.ids) if count is None else count(objective, model, batch, draws)
+        self._by_name = found if isinstance(found, dict) else {"loss": found}
+
+    def of(self, name: str) -> Tensor:
+        """``(B,)`` of a mean or figure."""
+        return self._by_name[name if name in self._by_name else "loss"].float()
+
+
+class BatchMeans:
+    """The loss and the figures of an objective over several batches: means over all rows, whatever the batches.
+
+    Not of losses that depend on the other rows of a batch (contrast, matching): those are means over batches by rows.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+        self._terms: dict[str, None] = {}
+
+    def add(self, objective: Objective, model: TaskModel, batch: TaskBatch, draws: Draws) -> None:
+        """One more batch."""
+        counts = _Counts(objective, model, batch, draws)
+        terms, figures = objective.means(model, batch, draws)
+        self._terms |= dict.fromkeys(terms)
+        for name, value in {**terms, **figures}.items():
+            count = float(counts.of(name).sum())
+            self._sums[name] = self._sums.get(name, 0.0) + float(value) * count
+            self._counts[name] = self._counts.get(name, 0.0) + count
+
+    def result(self) -> dict[str, float]:
+        """``loss``, then the figures; 0 of nothing."""
+        means = {name: total / max(self._counts[name], 1.0) for name, total in self._sums.items()}
+        loss = sum(means[name] for name in self._terms)
+        return {"loss": loss} | {name: value for name, value in means.items() if name not in self._terms}
 
 
 def can_share(objective: Objective) -> bool:
@@ -141,10 +187,15 @@ def shared_loss(
         return _contrast(objective, model, batch, index, parts, passes)
     if kind in _PAIRED:
         return _matched(_PAIRED[kind](model, batch, draws), model, batch, index)
-    counts = COUNTS[kind](objective, model, batch, draws).float()
-    share = counts[index].sum() / counts.sum().clamp(min=1)
-    loss, figures = objective.loss(model, rows_of(batch, index), {name: draw[index] for name, draw in draws.items()})
-    return loss * share, {name: figure * share for name, figure in figures.items()}
+    counts = _Counts(objective, model, batch, draws)
+
+    def weighed(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        shares = {name: counts.of(name)[index].sum() / counts.of(name).sum().clamp(min=1) for name in means}
+        return {name: value * shares[name] for name, value in means.items()}
+
+    own = {name: draw[index] for name, draw in draws.items()}
+    terms, figures = objective.means(model, rows_of(batch, index), own)
+    return torch.stack(list(weighed(terms).values())).sum(), weighed(figures)
 
 
 def _random(model: TaskModel, batch: TaskBatch, draws: Draws) -> MatchingPairs:

@@ -1,5 +1,6 @@
 """Rows of tiny copies of the published files, field by field; what is missing or broken is counted and named."""
 
+import gc
 import json
 import math
 import pickle
@@ -8,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyfuse.datasets.published import PUBLISHED, PublishedRows, Row, locate, prepared_home, read_published, share_box
+from polyfuse.datasets.published import (
+    PUBLISHED,
+    PublishedRows,
+    Row,
+    locate,
+    prepared_home,
+    read_document,
+    read_published,
+    share_box,
+)
 from polyfuse.errors import UserError
 
 from . import published_files as files
@@ -67,6 +77,24 @@ def test_coco_instances(tmp_path: Path) -> None:
     assert kinds(source)["annotations", "no box"] == 2
     with_crowds, _ = rows_of("coco_instances", folder, crowds=True)
     assert with_crowds[0].boxes[1] == (0.0, 0.0, 1.0, 1.0)
+
+
+def test_outlines_are_dropped_while_a_file_is_parsed_and_the_collector_is_left_as_it_was(tmp_path: Path) -> None:
+    path = files.coco(tmp_path) / "annotations" / "instances_train2014.json"
+    lean = read_document(path, "annotations", unused="segmentation")
+    whole = read_document(path, "annotations")
+    assert all("segmentation" in entry for entry in whole["annotations"])
+    for entry in whole["annotations"]:
+        del entry["segmentation"]
+    assert lean == whole
+    for on in (gc.disable, gc.enable):
+        on()
+        before = gc.isenabled()
+        read_document(path)
+        (tmp_path / "none.json").write_text("{")
+        with pytest.raises(UserError, match="no whole JSON"):
+            read_document(tmp_path / "none.json")
+        assert gc.isenabled() == before
 
 
 def test_coco_needs_one_year_that_is_there(tmp_path: Path) -> None:

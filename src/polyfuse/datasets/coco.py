@@ -76,7 +76,7 @@ def read_instances(folder: Path, problems: Problems, *, year: int | None = None,
         UserError: As ``read_captions``.
     """
     for split, part, path in _files("coco_instances", "instances", folder, year):
-        document = read_document(path, "images", "annotations", "categories")
+        document = read_document(path, "images", "annotations", "categories", unused="segmentation")
         kinds = category_names(document, problems)
         sizes = {e["id"]: (e.get("width"), e.get("height")) for _, e in records(document, "images", Problems(), id=int)}
         found: dict[int, list[tuple[Box, str]]] = {image: [] for image in sizes}

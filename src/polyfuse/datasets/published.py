@@ -8,6 +8,8 @@ What a row lacks, or has broken, is counted and named in ``problems``: a missing
 picture, a broken line is no row. Whether a picture decodes is seen by whoever opens it.
 """
 
+import contextlib
+import gc
 import importlib
 import json
 import math
@@ -15,6 +17,7 @@ import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +314,7 @@ class Pictures:
         found = dict.fromkeys(root / place for place in places for root in roots if (root / place).is_dir())
         self.places = [Reading(folder=path) for path in found]
         self.problems = problems
+        self.last: tuple[str, Path] | None = None
 
     def find(self, name: Any, row: int) -> Path | None:
         """The path of a picture; None, and counted under ``picture``, if it is not there or empty."""
@@ -319,10 +323,13 @@ class Pictures:
         if not isinstance(name, str) or not name:
             self.problems.add("picture", "wrong type", row, f"a file name is a text, got {shown(name)}")
             return None
+        if self.last is not None and self.last[0] == name:  # neighbouring rows ask about one picture
+            return self.last[1]
         broken = Broken("missing file")
         for place in self.places:
             try:
-                return Path(find_file(name, place))
+                self.last = name, Path(find_file(name, place))
+                return self.last[1]
             except Broken as error:
                 if error.kind != "missing file":
                     broken = error
@@ -331,8 +338,14 @@ class Pictures:
         return None
 
 
-def read_document(path: Path, *keys: str) -> dict[str, Any]:
+def read_document(path: Path, *keys: str, unused: str | None = None) -> dict[str, Any]:
     """A JSON annotation file, parsed whole, with lists under ``keys``.
+
+    Args:
+        path: The file.
+        keys: What it must hold.
+        unused: A key that is dropped from every object as soon as it is read: the outlines of COCO's things take more
+            memory than all the rest.
 
     Raises:
         UserError: If it is too large, is no JSON (a web page, a truncated file), or lacks a list.
@@ -346,7 +359,8 @@ def read_document(path: Path, *keys: str) -> dict[str, Any]:
     if raw[:64].lstrip()[:1] == b"<":
         raise UserError(f"'{path}' is a web page, not the JSON file of that name; download it again")
     try:
-        document = json.loads(raw)
+        with _no_collection():
+            document = json.loads(raw, object_hook=None if unused is None else partial(_without, unused))
     except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is no whole JSON file ({str(error)[:160]}); download it again") from None
     if not isinstance(document, dict):
@@ -355,6 +369,23 @@ def read_document(path: Path, *keys: str) -> dict[str, Any]:
         if not isinstance(document.get(key), list):
             raise UserError(f"'{path}' must hold a list '{key}', its keys: {', '.join(map(repr, list(document)[:10]))}")
     return document
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Parsing makes millions of objects and no cycle: looking for cycles meanwhile takes as long again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _without(key: str, entry: dict[str, Any]) -> dict[str, Any]:
+    entry.pop(key, None)
+    return entry
 
 
 def records(document: Mapping[str, Any], key: str, problems: Problems, **kinds: Any) -> Iterator[tuple[int, dict]]:

@@ -98,7 +98,7 @@ def _boxes(path: Path, name: str, problems: Problems) -> dict[int, tuple[Box, st
     """Box, category, picture and its file by annotation."""
     if not path.is_file():
         raise UserError(f"data set '{name}' must have 'instances.json' beside its references, none in '{path.parent}'")
-    document = read_document(path, "images", "annotations", "categories")
+    document = read_document(path, "images", "annotations", "categories", unused="segmentation")
     kinds = category_names(document, problems)
     images = {image["id"]: image for _, image in records(document, "images", problems, id=int, file_name=str)}
     found = {}

@@ -52,6 +52,37 @@ def test_lxmert_tsv_and_named_columns(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.classes, probabilities)
 
 
+def test_coco_pictures_are_named_as_in_the_annotations(tmp_path: Path) -> None:
+    # LXMERT's TSV, OpenVQA's npz, UNITER's npz of pictures and of referred things, COCO of 2017
+    names = {
+        "COCO_val2014_000000262148": "262148",
+        "COCO_train2014_000000000009.jpg": "9",
+        "coco_test2015_000000262144": "262144",
+        "visual_grounding_coco_gt_000000581857": "581857",
+        "000000391895": "391895",
+        "COCO_9": "COCO_9",
+        "nlvr2_dev-1-0-img0": "nlvr2_dev-1-0-img0",
+        "1000092795": "1000092795",
+    }
+    found, problems = read(tmp_path, "".join(tsv_line(name, BOXES, FEATURES) for name in names))
+    assert [one.image_id for one in found] == list(names.values())
+    assert not problems
+    for name in names:
+        (tmp_path / f"{name}.npz").write_bytes(npz_bytes(x=FEATURES, bbox=BOXES, image_w=40, image_h=20))
+    assert {one.image_id for one in read_npz(tmp_path, problems)} == set(names.values())
+
+
+def test_lines_as_python_2_wrote_them(tmp_path: Path) -> None:
+    """Its csv module ends lines with CR LF; a line that was cut runs into the next, whose picture comes again later."""
+    good = tsv_line("9", BOXES, FEATURES).replace("\n", "\r\n")
+    cut = tsv_line("321486", BOXES, FEATURES)[:-30] + tsv_line("25", BOXES, FEATURES).replace("\n", "\r\n")
+    again = tsv_line("321486", BOXES, FEATURES).replace("\n", "\r\n")
+    found, problems = read(tmp_path, good + cut + again)
+    assert [one.image_id for one in found] == ["9", "321486"]
+    np.testing.assert_array_equal(found[1].features, FEATURES)
+    assert problems.counts == {("regions", "truncated"): 1}
+
+
 def broken_lines() -> dict[str, str]:
     good = tsv_line("x", BOXES, FEATURES)
     cells = good.rstrip("\n").split("\t")
@@ -97,7 +128,7 @@ def test_npz_of_uniter_and_of_bottom_up(tmp_path: Path) -> None:
     )
     info = np.array({"objects_id": [1]}, dtype=object)  # a pickle: it must not be touched
     (tmp_path / "b.npz").write_bytes(npz_bytes(x=FEATURES, bbox=BOXES, num_bbox=R, image_w=40, image_h=20, info=info))
-    (tmp_path / "c.npz").write_bytes(npz_bytes(x=FEATURES.T, bbox=BOXES, num_bbox=R, image_w=40, image_h=20))
+    (tmp_path / "c.npz").write_bytes(npz_bytes(x=FEATURES.T, bbox=BOXES, num_bbox=R, image_w=[40], image_h=[20]))
     problems = Problems()
     a, b, c = read_npz(tmp_path, problems)
     assert (a.image_id, b.image_id, c.image_id) == ("a", "b", "c")

@@ -1,9 +1,14 @@
 """Files of region features, as detectors for vision and language models leave them; read picture by picture.
 
-``read_tsv``: a line per picture, arrays as base64 of float32: the format of bottom-up attention (Anderson et al. 2018,
-https://arxiv.org/abs/1707.07998; ViLBERT takes the same) and, with other columns, of LXMERT. ``read_npz``: a file per
-picture, as UNITER (``features``, ``norm_bb``, ``conf``, ``soft_labels``) and the PyTorch conversions of bottom-up
-attention (``x``, ``bbox``, ``image_w``, ``image_h``) have it. Pickled parts are never read.
+``read_tsv``: a line per picture, arrays as base64 of float32, boxes in pixels: the format of bottom-up attention
+(Anderson et al. 2018, https://arxiv.org/abs/1707.07998; its repository's ``tools/generate_tsv.py``) and, with other columns, of LXMERT (``src/utils.py`` of airsplay/lxmert). ``read_npz``: a file per picture, as UNITER's
+detector writes it (``features``, ``norm_bb``, ``conf``, ``soft_labels``; ``scripts/convert_imgdir.py`` of
+ChenRocks/UNITER, which packs them into the LMDB that is given out: that is not read) and the PyTorch conversions of
+bottom-up attention (``x``, ``bbox``, ``image_w``, ``image_h``; MILVLG/bottom-up-attention.pytorch, OpenVQA). Pickled
+parts are never read.
+
+Regions are in the file's order. That is by confidence in files of exactly 36 regions, and in UNITER's; in those of 10
+to 100 it is only where a picture has one of these two numbers.
 
 Shapes: R regions, F features, C classes.
 """
@@ -11,6 +16,7 @@ Shapes: R regions, F features, C classes.
 import base64
 import binascii
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +33,8 @@ LXMERT = (
     "img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
     "features",
 )  # fmt: skip
+#: COCO's names of 2014 and 2017, and what UNITER puts before them.
+_COCO = re.compile(r"(?:(?:\w+_)?coco_[a-z0-9]+_)?(\d{12})(?:\.jpg)?", re.IGNORECASE)
 MAX_REGIONS = 1024
 MAX_LINE = 64 << 20
 MAX_ARRAY_BYTES = 64 << 20
@@ -37,7 +45,9 @@ class PictureRegions:
     """What a detector found in one picture.
 
     Attributes:
-        image_id: The picture's name in the file; for npz the file's own name without ending.
+        image_id: The picture's name in the file; for npz the file's own name without ending. A COCO picture is named
+            by its number as in COCO's annotations: 9 for ``COCO_train2014_000000000009``, which LXMERT, UNITER and
+            OpenVQA have.
         features: ``(R, F)`` float32.
         boxes: ``(R, 4)`` float32: x0, y0, x1, y1 as shares of width and height.
         classes: ``(R, C)`` float32 probabilities; None = there are none.
@@ -133,7 +143,8 @@ def _checked(
         raise Broken("not finite", name)
     if boxes.min() < -0.01 or boxes.max() > 1.01:  # detectors round; a box in pixels is far outside
         raise Broken("wrong shape", f"{name}: boxes from {boxes.min():.3g} to {boxes.max():.3g} of the picture's side")
-    return PictureRegions(name, features, boxes.clip(0, 1), classes)
+    number = _COCO.fullmatch(name)
+    return PictureRegions(str(int(number[1])) if number else name, features, boxes.clip(0, 1), classes)
 
 
 def read_npz(folder: Path, problems: Problems) -> Iterator[PictureRegions]:
@@ -176,7 +187,7 @@ def _npz(path: Path, width: int | None) -> PictureRegions:
                 features, corners, classes = array("x"), array("bbox"), None
                 if features.ndim == 2 and len(features) != len(corners) and features.shape[1] == len(corners):
                     features = features.T  # OpenVQA's files lie on their side
-                boxes = _shares(corners, float(array("image_w")), float(array("image_h")), name)
+                boxes = _shares(corners, array("image_w").item(), array("image_h").item(), name)
             else:
                 raise Broken("wrong type", f"{path.name}: holds {', '.join(sorted(held)[:6])}")
     except Broken:

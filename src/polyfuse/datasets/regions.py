@@ -1,11 +1,11 @@
 """Files of region features, as detectors for vision and language models leave them; read picture by picture.
 
 ``read_tsv``: a line per picture, arrays as base64 of float32, boxes in pixels: the format of bottom-up attention
-(Anderson et al. 2018, https://arxiv.org/abs/1707.07998; its repository's ``tools/generate_tsv.py``) and, with other columns, of LXMERT (``src/utils.py`` of airsplay/lxmert). ``read_npz``: a file per picture, as UNITER's
-detector writes it (``features``, ``norm_bb``, ``conf``, ``soft_labels``; ``scripts/convert_imgdir.py`` of
-ChenRocks/UNITER, which packs them into the LMDB that is given out: that is not read) and the PyTorch conversions of
-bottom-up attention (``x``, ``bbox``, ``image_w``, ``image_h``; MILVLG/bottom-up-attention.pytorch, OpenVQA). Pickled
-parts are never read.
+(Anderson et al. 2018, https://arxiv.org/abs/1707.07998; its repository's ``tools/generate_tsv.py``) and, with other
+columns, of LXMERT (``src/utils.py`` of airsplay/lxmert). ``read_npz``: a file per picture, as UNITER's detector writes
+it (``features``, ``norm_bb``, ``conf``, ``soft_labels``; ``scripts/convert_imgdir.py`` of ChenRocks/UNITER, which packs
+them into the LMDB that is given out: that is not read) and the PyTorch conversions of bottom-up attention have it
+(``x``, ``bbox``, ``image_w``, ``image_h``; MILVLG/bottom-up-attention.pytorch, OpenVQA). Pickled parts are never read.
 
 Regions are in the file's order. That is by confidence in files of exactly 36 regions, and in UNITER's; in those of 10
 to 100 it is only where a picture has one of these two numbers.

@@ -309,6 +309,27 @@ def test_hateful_memes(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_hateful_memes_of_both_rounds(tmp_path: Path) -> None:
+    """``test.jsonl`` of the first round has no labels; ``test_seen.jsonl`` holds the same memes with theirs."""
+    meme = {"img": "img/01236.png", "text": "a"}
+    for name, number, label in (
+        ("dev", 8291, 1), ("dev_seen", "08291", 1), ("dev_unseen", 8291, 1),
+        ("test", 1236, None), ("test_seen", 1236, 0),
+    ):  # fmt: skip
+        line = {"id": number, **meme} | ({} if label is None else {"label": label})
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
+    rows, source = rows_of("hateful_memes", tmp_path)
+    assert [(row.kind, row.labels) for row in rows] == [("dev_seen", ("hateful",)), ("test_seen", ("not hateful",))]
+    assert kinds(source)["row", "comes twice"] == 3
+    rows, _ = rows_of("hateful_memes", tmp_path, files=("test", "dev_unseen"))
+    assert [(row.kind, row.labels) for row in rows] == [("dev_unseen", ("hateful",)), ("test", ())]
+    for files_, named in ((("dev_sen",), "dev_sen"), ("dev", "'dev'"), ((), r"\(\)")):
+        with pytest.raises(UserError, match=f"files must be some of train, .*{named}"):
+            list(read_published("hateful_memes", tmp_path, files=files_))
+    with pytest.raises(UserError, match=r"must have 'train.jsonl'"):
+        list(read_published("hateful_memes", tmp_path, files=("train",)))
+
+
 def test_roco(tmp_path: Path) -> None:
     rows, source = rows_of("roco", files.roco(tmp_path))
     assert [(row.id, row.part) for row in rows] == [

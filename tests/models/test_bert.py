@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from polyfuse.data.fetch import path_of
 from polyfuse.models import MODELS, Bert
-from polyfuse.models.bert import BertEmbeddings, TransformHead, bert_base, bert_tiny
+from polyfuse.models.bert import bert_base, bert_tiny
 from polyfuse.models.bert_original import gamma_beta_renamed, gamma_beta_written
+from polyfuse.models.bert_parts import BertEmbeddings, TransformHead
 
 B, L, V, D = 5, 11, 50, 32
 MASK = torch.arange(L) < torch.tensor([11, 3, 1, 7, 5])[:, None]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from polyfuse.layers.attention_maps import capture_attention
 from polyfuse.models import mmbert_original
-from polyfuse.models.bert import BertEmbeddings, init_bert
+from polyfuse.models.bert_parts import BertEmbeddings, init_bert
 from polyfuse.models.convert import Rule, read_tensors, strip_prefix
 from polyfuse.models.image_and_text import batch_of, presence, text_after_cls, zeroed
 from polyfuse.models.mmbert_parts import EPS, MMBERTHead, MMBERTLayer, NormPair, VisualTokens

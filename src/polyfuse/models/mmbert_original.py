@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from polyfuse.models.bert import bert_embedding_rules
+from polyfuse.models.bert_original import bert_embedding_rules
 from polyfuse.models.convert import Rule, rules_for
 from polyfuse.models.resnet import resnet_rules, resnet_sizes
 

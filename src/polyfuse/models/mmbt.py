@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from polyfuse.layers.attention_maps import capture_attention
 from polyfuse.models import mmbt_original
-from polyfuse.models.bert import BertEmbeddings, BertPooler, TransformHead, bert_layers, init_bert, mlm_head
+from polyfuse.models.bert_parts import BertEmbeddings, BertPooler, TransformHead, bert_layers, init_bert, mlm_head
 from polyfuse.models.convert import Rule, read_tensors, strip_prefix
 from polyfuse.models.image_and_text import batch_of, presence, text_after_cls, zeroed
 from polyfuse.models.output import ModelOutput

@@ -13,14 +13,7 @@ from torch import Tensor, nn
 from polyfuse.layers.attention_maps import capture_attention
 from polyfuse.layers.padding import run_layers
 from polyfuse.models import uniter_original as original
-from polyfuse.models.bert import (
-    BertEmbeddings,
-    BertPooler,
-    bert_layers,
-    first_present,
-    init_bert,
-    zero_empty,
-)
+from polyfuse.models.bert_parts import BertEmbeddings, BertPooler, bert_layers, first_present, init_bert, zero_empty
 from polyfuse.models.convert import Rule, read_tensors
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.pretrained import PretrainedModel, arguments

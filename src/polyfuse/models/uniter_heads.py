@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from polyfuse.layers.attention import Attention, attend, split_heads, split_qkv
 from polyfuse.layers.transformer import ACTIVATIONS, activation_named
-from polyfuse.models.bert import TransformHead, init_bert, mlm_head
+from polyfuse.models.bert_parts import TransformHead, init_bert, mlm_head
 
 #: Other names of a head.
 ALIASES = {"mrc_kl": "mrc", "mrckl": "mrc", "itr": "rank"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from polyfuse.models.bert import (
+from polyfuse.models.bert_original import (
     bert_arguments,
     bert_embedding_rules,
     bert_layer_rules,

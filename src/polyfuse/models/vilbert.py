@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from polyfuse.layers.attention_maps import capture_attention
 from polyfuse.models import vilbert_original as original
-from polyfuse.models.bert import BertPooler, bert_layers, init_bert
+from polyfuse.models.bert_parts import BertPooler, bert_layers, init_bert
 from polyfuse.models.convert import Rule, read_tensors, write_original
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.pretrained import PretrainedModel, arguments

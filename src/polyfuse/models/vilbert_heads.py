@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyfuse.models.bert import TransformHead, init_bert, mlm_head
+from polyfuse.models.bert_parts import TransformHead, init_bert, mlm_head
 
 if TYPE_CHECKING:
     from polyfuse.models.vilbert import ViLBERT

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from polyfuse.layers.attention import attend, split_qkv
 from polyfuse.layers.transformer import CoAttentionLayer, FeedForward, TransformerLayer
-from polyfuse.models.bert import BertEmbeddings
+from polyfuse.models.bert_parts import BertEmbeddings
 from polyfuse.models.vilbert_regions import BOX_SIZE
 
 

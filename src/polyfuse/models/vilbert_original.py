@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyfuse.models.bert import bert_embedding_rules, bert_layer_rules, gamma_beta_renamed, mlm_rules
+from polyfuse.models.bert_original import bert_embedding_rules, bert_layer_rules, gamma_beta_renamed, mlm_rules
 from polyfuse.models.convert import Rule, rules_for
 from polyfuse.models.vilbert_heads import REGION_MODES
 

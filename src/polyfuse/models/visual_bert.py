@@ -12,13 +12,21 @@ from torch.nn import functional as F
 
 from polyfuse.layers.attention_maps import capture_attention
 from polyfuse.layers.padding import run_layers
-from polyfuse.models.bert import BertEmbeddings, BertPooler, bert_layers, first_present, init_bert, mlm_head, zero_empty
 from polyfuse.models.bert_original import (
     bert_arguments,
     bert_embedding_rules,
     bert_layer_rules,
     check_bert_config,
     mlm_rules,
+)
+from polyfuse.models.bert_parts import (
+    BertEmbeddings,
+    BertPooler,
+    bert_layers,
+    first_present,
+    init_bert,
+    mlm_head,
+    zero_empty,
 )
 from polyfuse.models.convert import Rule, rules_for
 from polyfuse.models.output import ModelOutput

@@ -179,7 +179,7 @@ def python_2_pickle(value: Any) -> bytes:
 
 def mm_imdb(folder: Path) -> Path:
     films = {
-        "0068646": ("train", {"plot": ["The aging patriarch.", "Short."], "genres": ["Crime", "Drama"]}),
+        "0068646": ("train", {"plot": ["Short.", "The aging patriarch."], "genres": ["Crime", "Drama"]}),
         "0111161": ("dev", {"plot": "Two imprisoned men.", "genres": ["Drama", "News"], "title": "T"}),
         "0071562": ("test", {"plot": [], "genres": ["Adult"]}),
     }

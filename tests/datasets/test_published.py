@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polyfuse.datasets.mm_imdb import GENRES
 from polyfuse.datasets.published import (
     PUBLISHED,
     PublishedRows,
@@ -246,7 +247,7 @@ def test_mm_imdb(tmp_path: Path) -> None:
     assert [(row.id, row.part, row.labels) for row in rows] == [
         ("0068646", 0, ("Crime", "Drama")), ("0111161", 1, ("Drama",)), ("0071562", 2, ()),
     ]  # fmt: skip
-    assert rows[0].texts == ("The aging patriarch.", "Short.")
+    assert rows[0].texts == ("The aging patriarch.",)  # the longest, which need not be the first
     assert rows[1].texts == ("Two imprisoned men.",)
     assert rows[2].image is None
     assert kinds(source) == {
@@ -255,6 +256,8 @@ def test_mm_imdb(tmp_path: Path) -> None:
     }  # fmt: skip
     every, _ = rows_of("mm_imdb", tmp_path, all_genres=True)
     assert every[1].labels == ("Drama", "News")
+    every, _ = rows_of("mm_imdb", tmp_path, all_plots=True)
+    assert every[0].texts == ("Short.", "The aging patriarch.")
 
 
 def test_mm_imdb_of_a_hostile_split(tmp_path: Path) -> None:
@@ -288,6 +291,22 @@ def test_mm_imdb_features_need_h5py_and_say_so(tmp_path: Path) -> None:
     assert rows[1].features["text"].shape == (300,)
     assert set(rows[2].features) == {"image"}
     assert kinds(source) == {("text", "not finite"): 1}
+    with h5py.File(path, "a") as file:  # what else the published file holds
+        file["imdb_ids"] = np.array([b"0068646"] + [b"%07d" % row for row in range(6)], dtype="S7")
+        file["genres"].attrs["target_names"] = json.dumps(list(GENRES))
+        table = np.zeros(6, [("split", "S5"), ("source", "S8"), ("start", "i8"), ("stop", "i8"),
+                             ("indices", h5py.special_dtype(ref=h5py.Reference)), ("available", "?"),
+                             ("comment", "S1")])  # fmt: skip
+        for place, (split, start) in enumerate((("train", 0), ("dev", 2), ("test", 6))):
+            for other, of in enumerate(("features", "genres")):
+                entry = table[2 * place + other]
+                entry["split"], entry["source"], entry["start"] = split.encode(), of.encode(), start
+                entry["indices"], entry["available"] = h5py.Reference(), True
+        file.attrs["split"] = table
+    rows = list(read_published("mm_imdb_features", tmp_path))
+    assert [row.part for row in rows] == [0, 0, 1, 1, 1, 1, 2]
+    assert (rows[0].id, rows[3].labels) == ("0068646", ("Thriller",))
+    assert [row.part for row in rows_of_features(tmp_path)[0]] == [0, 0, 0, 1, 1, 2, 2]  # as the caller says
 
 
 def rows_of_features(folder: Path) -> tuple[list[Row], PublishedRows]:

@@ -153,14 +153,14 @@ PUBLISHED = Registry(
         "mm_imdb": PublishedSource(
             "MM-IMDb, poster and plot of films, 23 genres, a row per film",
             "mm_imdb:read",
-            "http://lisi1.unal.edu.co/mmimdb/",
+            "http://lisi1.unal.edu.co/mmimdb/ or, by its author, https://archive.org/download/mmimdb",
             "not stated by its authors; plots and posters: IMDb's and their owners'",
             ("split.json", "dataset/<id>.json", "dataset/<id>.jpeg"),
         ),
         "mm_imdb_features": PublishedSource(
             "MM-IMDb as features: word2vec of the plot, VGG of the poster, a row per film",
             "mm_imdb:read_features",
-            "http://lisi1.unal.edu.co/mmimdb/",
+            "http://lisi1.unal.edu.co/mmimdb/ or, by its author, https://archive.org/download/mmimdb",
             "not stated by its authors; plots and posters: IMDb's and their owners'",
             ("multimodal_imdb.hdf5 (needs pip install h5py)",),
         ),

@@ -230,15 +230,26 @@ def test_refcoco(tmp_path: Path, name: str, sub: str, by: str) -> None:
         list(read_published(name, tmp_path, split_by="berkeley"))
 
 
-def test_refcoco_names_the_set_it_means_and_runs_no_pickle(tmp_path: Path) -> None:
+def test_refcoco_names_the_set_it_means_and_runs_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "refcoco+").mkdir()
     (tmp_path / "refcoco+" / "refs(unc).p").write_bytes(pickle.dumps(files.references()))
-    with pytest.raises(UserError, match=r"'refcoco/refs\(unc\).p'"):
+    with pytest.raises(UserError, match=r"'refcoco/refs\(unc\).json' or 'refcoco/refs\(unc\).p'"):
         list(read_published("refcoco", tmp_path))
     with pytest.raises(UserError, match=r"instances.json' beside"):
         list(read_published("refcoco_plus", tmp_path))
     (tmp_path / "refcoco+" / "refs(unc).p").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(UserError, match=r"asks for GLOBAL os.system"):
+    with pytest.raises(UserError, match=r"asks for GLOBAL os.system.*'refs\(unc\).json', beside it"):
+        list(read_published("refcoco_plus", tmp_path))
+    files.dump(tmp_path / "refcoco+" / "instances.json", files.instances())
+    files.dump(tmp_path / "refcoco+" / "refs(unc).json", files.references())
+    rows, _ = rows_of("refcoco_plus", tmp_path)  # the way out
+    assert [row.id for row in rows] == ["0", "1", "10", "20"]
+    for content, named in (("[", "no whole JSON"), ("{}", "a list of references, got dict")):
+        (tmp_path / "refcoco+" / "refs(unc).json").write_text(content)
+        with pytest.raises(UserError, match=named):
+            list(read_published("refcoco_plus", tmp_path))
+    monkeypatch.setattr("polyfuse.datasets.refcoco.MAX_JSON_BYTES", 1)
+    with pytest.raises(UserError, match="has 2 bytes; at most 1"):
         list(read_published("refcoco_plus", tmp_path))
 
 

@@ -1,12 +1,15 @@
 """RefCOCO, RefCOCO+ and RefCOCOg: phrases for things in COCO pictures, each with the thing's box.
 
 Source: Kazemzadeh et al. 2014 ("ReferItGame"), Yu et al. 2016, https://arxiv.org/abs/1608.00272 (RefCOCO, RefCOCO+),
-Mao et al. 2016, https://arxiv.org/abs/1511.02283 (RefCOCOg). ``refs(<split by>).p`` is a pickle; it is read without
-running it, and nothing but plain containers is accepted. ``instances.json`` is parsed whole (0.3 GB).
+Mao et al. 2016, https://arxiv.org/abs/1511.02283 (RefCOCOg); files as ``refer.py`` of lichengunc/refer reads them:
+boxes are x, y, width, height in pixels. ``refs(<split by>).p`` is a pickle; it is read without running it, and nothing
+but plain containers is accepted. The same list as JSON, ``refs(<split by>).json``, is read in its place.
+``instances.json`` is parsed whole (0.3 GB).
 
 Parts: testA (people) and testB (other things) are both part 2; ``Row.kind`` is the name of the split.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -17,6 +20,7 @@ from polyfuse.data.pickled_plain import read_pickled_plain
 from polyfuse.data.problems import Problems
 from polyfuse.datasets.coco import category_names
 from polyfuse.datasets.published import (
+    MAX_JSON_BYTES,
     TEST,
     TRAIN,
     VALIDATION,
@@ -43,7 +47,8 @@ def read(name: str, folder: Path, problems: Problems, *, split_by: str | None = 
 
     Args:
         name: ``refcoco``, ``refcoco_plus`` or ``refcocog``.
-        folder: Holds ``refcoco/refs(unc).p``, ``refcoco/instances.json`` (or these files themselves) and pictures.
+        folder: Holds ``refcoco/refs(unc).p`` (or ``.json``), ``refcoco/instances.json``, or these files themselves, and
+            pictures.
         problems: Filled on the way.
         split_by: ``unc``, ``google`` or ``umd``; None = the first of the set's own that is there.
 
@@ -52,13 +57,13 @@ def read(name: str, folder: Path, problems: Problems, *, split_by: str | None = 
     """
     if split_by is not None and split_by not in SPLIT_BY[name]:
         raise UserError(f"'{name}' is split by {' or '.join(SPLIT_BY[name])}, got {split_by!r}")
-    files = [f"refs({by}).p" for by in (SPLIT_BY[name] if split_by is None else (split_by,))]
+    files = [
+        f"refs({by}).{kind}" for by in (SPLIT_BY[name] if split_by is None else (split_by,)) for kind in ("json", "p")
+    ]
     own = [f"{FOLDERS[name]}/{file}" for file in files]
     lying = [file for file in files if (folder / file).is_file()]  # not one folder below: that may be another set's
     path = folder / lying[0] if lying else needed(name, folder, *own)
-    refs = read_pickled_plain(path)
-    if not isinstance(refs, list):
-        raise UserError(f"'{path}' must hold a list of references, got {type(refs).__name__}")
+    refs = _references(path)
     boxes = _boxes(path.parent / "instances.json", name, problems)
     pictures = Pictures(folder, PLACES, problems)
     for number, ref in records({"refs": refs}, "refs", problems, ref_id=int, ann_id=int, split=str, sentences=list):
@@ -68,6 +73,29 @@ def read(name: str, folder: Path, problems: Problems, *, split_by: str | None = 
             problems.add("refs", "no box", number, f"annotation {ref['ann_id']}")
         else:
             yield from _phrases(number, ref, boxes[ref["ann_id"]], pictures, problems)
+
+
+def _references(path: Path) -> list[Any]:
+    """The list of a pickle of plain containers, or of a JSON file."""
+    try:
+        if path.suffix == ".p":
+            refs = read_pickled_plain(path)
+        elif path.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(f"'{path}' has {path.stat().st_size} bytes; at most {MAX_JSON_BYTES} are parsed")
+        else:
+            refs = json.loads(path.read_bytes())
+    except UserError as error:
+        raise UserError(
+            f"{error}; the published file needs no more than that: download it again, or lay the same list as JSON, "
+            f"'{path.stem}.json', beside it"
+        ) from None
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is no whole JSON file ({str(error)[:160]})") from None
+    if not isinstance(refs, list):
+        raise UserError(f"'{path}' must hold a list of references, got {type(refs).__name__}")
+    return refs
 
 
 def _phrases(

@@ -372,6 +372,22 @@ def test_roco(tmp_path: Path) -> None:
     assert kinds(source) == {("text", "not UTF-8"): 1, ("row", "no tab"): 1}
 
 
+@pytest.mark.parametrize("table", ["licences.txt", "testdata.csv"])
+def test_roco_in_older_copies(tmp_path: Path, table: str) -> None:
+    folder = files.roco(tmp_path) / "data" / "test" / "radiology"
+    (folder / "images" / "ROCO_test_1.jpg").rename(folder / "images" / "PMC4608653_cro-0008-0385-g01.jpg")
+    (folder / table).write_text(
+        "ROCO_ID,PMC_ID,CC\nROCO_test_1,PMC4608653_cro-0008-0385-g01.jpg,CC BY-NC\nROCO_test_2,../../x.jpg,CC BY\n"
+    )
+    rows, source = rows_of("roco", tmp_path)
+    assert [row.image and row.image.name for row in rows[4:]] == ["PMC4608653_cro-0008-0385-g01.jpg", None]
+    assert kinds(source)["picture", "outside the folder"] == 1
+    assert rows[0].image is not None  # the other parts have the newer names
+    (folder / table).write_text("a" * 200_000 + ",b\n")  # more than a cell may have
+    rows, _ = rows_of("roco", tmp_path)
+    assert [row.image and row.image.name for row in rows[4:]] == [None, "ROCO_test_2.jpg"]
+
+
 def test_roco_v2(tmp_path: Path) -> None:
     for name in ("train", "valid"):
         (tmp_path / f"{name}_captions.csv").write_text(f'ID,Caption\nROCOv2_{name}_1,"CT, axial."\nROCOv2_{name}_2,\n')

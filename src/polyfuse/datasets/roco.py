@@ -3,8 +3,14 @@
 Source: Pelka et al. 2018, "Radiology Objects in COntext"; Rueckert et al. 2024 (ROCOv2),
 https://arxiv.org/abs/2405.10004. Text files, streamed: ``train/radiology/captions.txt`` with a line ``id<tab>caption``
 per picture (ROCO), or ``train_captions.csv`` with the columns ``ID`` and ``Caption`` (ROCOv2).
+
+ROCO's pictures are ``ROCO_00001.jpg`` where ``scripts/fetch.py`` of razorx89/roco-dataset brought them since 2022, and
+``PMC4608653_cro-0008-0385-g01.jpg`` in older copies, such as Kaggle's
+(https://github.com/razorx89/roco-dataset/issues/7). ``licences.txt``, or Kaggle's table, says which is which.
 """
 
+import csv
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +18,8 @@ from polyfuse.data.problems import Problems
 from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Pictures, Row, clean_text, locate, needed, table_rows
 
 PARTS = (("train", TRAIN), ("validation", VALIDATION), ("valid", VALIDATION), ("test", TEST))
+#: Tables whose first two columns are a picture's id and its older name.
+OLDER_NAMES = ("licences.txt", "traindata.csv", "valdata.csv", "testdata.csv")
 LONGEST_LINE = 1 << 20
 
 
@@ -30,6 +38,7 @@ def read(folder: Path, problems: Problems) -> Iterator[Row]:
         if path is None:
             continue
         pictures = Pictures(folder, (f"{name}/radiology/images", f"{name}_images/{name}", name), problems)
+        older = _older_names(path.parent) if path.suffix == ".txt" else {}
         for number, key, text in _lines(path, problems) if path.suffix == ".txt" else _cells(path, problems):
             if not key or key in seen:
                 problems.add("row", "comes twice" if key else "no id", number, f"{name}: {key}")
@@ -37,7 +46,23 @@ def read(folder: Path, problems: Problems) -> Iterator[Row]:
             seen.add(key)
             if not text:
                 problems.add("text", "empty caption", number, f"{name}: {key}")
-            yield Row(key, part, pictures.find(f"{key}.jpg", number), key, (text,) if text else (), group=key)
+            file = older.get(key, f"{key}.jpg")
+            yield Row(key, part, pictures.find(file, number), key, (text,) if text else (), group=key)
+
+
+def _older_names(folder: Path) -> dict[str, str]:
+    """File of every picture by its id; nothing where the files are named by the ids."""
+    for name in OLDER_NAMES:
+        if (folder / name).is_file():
+            with (folder / name).open(encoding="utf-8", errors="replace", newline="") as lines:
+                try:
+                    names = {cells[0].strip(): cells[1].strip() for cells in csv.reader(lines) if len(cells) > 1}
+                except csv.Error:  # no such table
+                    continue
+            some = itertools.islice(names.values(), 1000)  # not each of them was to be had
+            if any((folder / "images" / file).is_file() for file in some):
+                return names
+    return {}
 
 
 def _lines(path: Path, problems: Problems) -> Iterator[tuple[int, str, str]]:

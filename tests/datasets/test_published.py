@@ -166,6 +166,23 @@ def test_flickr30k_as_tokens(tmp_path: Path) -> None:
     assert any("every row is a training row" in kind for _, kind in kinds(source))
 
 
+def test_flickr30k_as_kaggle_has_it(tmp_path: Path) -> None:
+    inner = files.flickr(tmp_path / "a") / "flickr30k-images"
+    folder = tmp_path / "b" / "flickr30k_images"
+    folder.mkdir(parents=True)
+    inner.rename(folder / "flickr30k_images")
+    lines = [line.replace("#", "| ").replace("\t", "| ") for line in files.TOKENS.splitlines()]
+    head = "image_name| comment_number| comment"
+    broken = "2199200615.jpg| 4   A dog runs across the grass ."
+    (folder / "results.csv").write_text("\n".join([head, *lines, broken]) + "\n")
+    rows, source = rows_of("flickr30k", tmp_path / "b")
+    assert [(row.id, len(row.texts)) for row in rows] == [("1000092795", 2), ("10002456", 1), ("1000268201", 1)]
+    assert rows[0].texts[0] == "Two young guys with shaggy hair look at their hands ."
+    assert rows[0].image is not None
+    assert kinds(source)["text", "no caption line"] == 1
+    assert "row 6: '2199200615.jpg" in source.problems.named["text", "no caption line"][0]
+
+
 def test_flickr30k_in_karpathys_split(tmp_path: Path) -> None:
     files.flickr(tmp_path)
     files.karpathy(

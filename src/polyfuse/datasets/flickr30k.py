@@ -1,8 +1,11 @@
 """Flickr30k: pictures with five captions each.
 
 Source: Young et al. 2014, "From image descriptions to visual denotations", TACL 2. Either the split by Karpathy
-(``dataset_flickr30k.json``, parsed whole), or the captions as first published (``results_20130124.token``, streamed)
-with the lists of the split (``train.txt``, ``val.txt``, ``test.txt`` of Flickr30k Entities: one number a line).
+(``dataset_flickr30k.json``, parsed whole), or the captions as first published (``results_20130124.token``, streamed;
+``results.csv`` on Kaggle) with the lists of the split (``train.txt``, ``val.txt``, ``test.txt`` of Flickr30k Entities:
+one number a line).
+
+Kaggle's table has one line without its second bar, 2199200615.jpg, which is counted as a problem.
 """
 
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ from polyfuse.datasets.karpathy import read_split
 from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Pictures, Row, clean_text, locate, needed
 
 TOKENS = "results_20130124.token"
+TABLE = "results.csv"
 KARPATHY = "dataset_flickr30k.json"
 PLACES = ("flickr30k-images", "flickr30k_images", "images", "Images", "")
 LISTS = (("train.txt", TRAIN), ("val.txt", VALIDATION), ("test.txt", TEST))
@@ -23,10 +27,10 @@ def read(folder: Path, problems: Problems) -> Iterator[Row]:
     """A row per picture. Without a split file every row is a training row, and that is counted as a problem.
 
     Raises:
-        UserError: If neither file is there, or the JSON is none.
+        UserError: If no file of captions is there, or the JSON is none.
     """
     pictures = Pictures(folder, PLACES, problems)
-    path = needed("flickr30k", folder, KARPATHY, TOKENS)
+    path = needed("flickr30k", folder, KARPATHY, TOKENS, TABLE)
     if path.name == KARPATHY:
         yield from read_split(path, pictures, problems)
         return
@@ -58,20 +62,30 @@ def _parts(folder: Path) -> dict[str, int]:
 
 
 def _grouped(path: Path, problems: Problems) -> Iterator[tuple[str, list[str]]]:
-    """Name and captions of every picture: neighbouring lines ``name.jpg#0<tab>caption`` with one name."""
+    """Name and captions of every picture: neighbouring lines with one name.
+
+    A line is ``name.jpg#0<tab>caption``, or ``name.jpg| 0| caption`` in a table, which has a head.
+    """
     name = ""
     texts: list[str] = []
     with path.open("rb") as lines:
         for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b"")):
             try:
-                mark, tab, caption = line.decode().rstrip("\r\n").partition("\t")
+                words = line.decode().rstrip("\r\n")
             except UnicodeDecodeError:
                 problems.add("text", "not UTF-8", number)
                 continue
-            picture, sign, which = mark.rpartition("#")
+            if path.name == TABLE:
+                if number == 0:
+                    continue
+                picture, sign, words = words.partition("|")
+                which, tab, caption = words.partition("|")
+            else:
+                mark, tab, caption = words.partition("\t")
+                picture, sign, which = mark.rpartition("#")
             text = clean_text(caption)
-            if not (tab and sign and which.isdecimal() and picture and text):
-                problems.add("text", "no caption line", number, repr(mark[:40]))
+            if not (tab and sign and which.strip().isdecimal() and picture and text):
+                problems.add("text", "no caption line", number, repr(line[:40].decode(errors="replace")))
                 continue
             if picture != name:
                 if texts:

@@ -124,7 +124,10 @@ PUBLISHED = Registry(
             "flickr30k:read",
             "https://shannon.cs.illinois.edu/DenotationGraph/",
             "non-commercial research and education; pictures: Flickr terms of use",
-            ("dataset_flickr30k.json or results_20130124.token (+ {train,val,test}.txt)", "flickr30k-images/"),
+            (
+                "dataset_flickr30k.json, or results_20130124.token or results.csv (+ {train,val,test}.txt)",
+                "flickr30k-images/",
+            ),
         ),
         "vqa_v2": PublishedSource(
             "VQA v2, ten answers a question, a row per question",

@@ -140,7 +140,7 @@ def test_what_a_config_leaves_out_has_the_defaults_of_the_original() -> None:
         (lambda s, c: c.update(model="gpt"), "model = 'gpt' is not supported"),
         (lambda s, c: c.update(hidden_act="mish"), "hidden_act = 'mish' is not supported"),
         (lambda s, c: c.update(fusion_method="cat"), "fusion must be one of mul, sum, got 'cat'"),
-        (lambda s, c: c.update(t_biattention_id=[3, 1]), r"text_connections must rise within 0..4, got \[3, 1\]"),
+        (lambda s, c: c.update(t_biattention_id=[3, 1]), r"text_connections must rise within 0..5, got \[3, 1\]"),
         (lambda s, c: c.update(t_biattention_id=[3]), "must pair up, got 1 and 2"),
         (lambda s, c: c.update(fixed_t_layer=2), r"fixed_text_layers must be within 0..1, .* got 2"),
     ],
@@ -403,6 +403,6 @@ def test_boxes_are_shares_and_region_0_is_the_whole_image() -> None:
 
 def test_label_0_is_aligned_and_a_bad_schedule_is_refused() -> None:
     assert ALIGNED == 0
-    with pytest.raises(ValueError, match=r"region_connections must rise within 0..0, got \[1\]"):
-        schedule(3, 1, [2], [1])
+    with pytest.raises(ValueError, match=r"region_connections must rise within 0..1, got \[2\]"):
+        schedule(3, 1, [2], [2])
     assert schedule(2, 1, [], []) == [("region", 0), ("text", 0), ("text", 1)]

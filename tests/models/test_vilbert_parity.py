@@ -85,6 +85,7 @@ CASES = {
     "dynamic attention": ("multi-task", {"dynamic_attention": True}),
     "no co-attention": ("multi-task", {"with_coattention": False}),
     "roberta": ("pretraining", {"model": "roberta", "type_vocab_size": 1}),
+    "connections behind the last layers": ("pretraining", {"v_biattention_id": [1, 4], "t_biattention_id": [3, 5]}),
     "one connection": ("pretraining", {"v_biattention_id": [3], "t_biattention_id": [0]}),
 }
 

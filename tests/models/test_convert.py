@@ -8,7 +8,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from polyfuse.models.convert import Rule, read_original, read_tensors, rule, rules_for, strip_prefix, write_original
+from polyfuse.models.convert import (
+    Rule,
+    one_precision,
+    read_original,
+    read_tensors,
+    rule,
+    rules_for,
+    strip_prefix,
+    tensors_of,
+    write_original,
+)
 
 A, B, C = 3, 5, 7
 RULES = [
@@ -109,6 +119,9 @@ def test_prefixes() -> None:
     mixed = {"module.a": torch.zeros(1), "b": torch.ones(1)}
     assert strip_prefix(mixed, "module.") == mixed
     assert strip_prefix({}, "module.") == {}
+    deep = {f"module._orig_mod.module.{name}": torch.zeros(1) for name in "ab"}
+    assert list(strip_prefix(deep, "module.", "_orig_mod.")) == ["a", "b"]
+    assert list(strip_prefix(deep, "module.")) == ["_orig_mod.module.a", "_orig_mod.module.b"]
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict"])
@@ -120,6 +133,29 @@ def test_files_of_tensors(tmp_path: Path, wrapper: str | None) -> None:
         found = read_tensors(tmp_path / name)
         assert found.keys() == state.keys()
         assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict"])
+def test_tensors_in_memory(wrapper: str | None) -> None:
+    state = original()
+    found = tensors_of(state if wrapper is None else {wrapper: state, "epoch": 3})
+    assert found == state
+    assert found is not state
+    with pytest.raises(ValueError, match="the checkpoint must hold named tensors, got int under 'epoch'"):
+        tensors_of({**state, "epoch": 3})
+    with pytest.raises(ValueError, match="the checkpoint must hold named tensors, got the name 3"):
+        tensors_of({3: torch.zeros(1)})
+
+
+def test_one_precision_is_the_widest() -> None:
+    half, single, number = torch.tensor([1.5]).half(), torch.tensor([0.1]), torch.tensor([7])
+    found = one_precision({"a": half, "b": single, "c": number})
+    assert [value.dtype for value in found.values()] == [torch.float32, torch.float32, torch.int64]
+    assert found["a"] == 1.5
+    assert one_precision({"a": half, "c": number})["a"] is half
+    assert one_precision({"a": half, "b": half.bfloat16()})["b"].dtype == torch.float32
+    assert one_precision({"a": half}, least=torch.float32)["a"].dtype == torch.float32
+    assert one_precision({"a": single.double()}, least=torch.float32)["a"].dtype == torch.float64
 
 
 class _Malicious:

@@ -349,6 +349,32 @@ def test_wrong_settings_are_refused() -> None:
         UNITER.from_original(state)
 
 
+def test_words_appended_to_the_table_are_read() -> None:
+    """The authors' VCR code appends 81 words to the table, and leaves the config as it was."""
+    state = original_state(heads=("mlm",))
+    number, dim = state["uniter.embeddings.word_embeddings.weight"].shape
+    grown = torch.cat([state["uniter.embeddings.word_embeddings.weight"], torch.ones(3, dim, dtype=torch.float64)])
+    state["uniter.embeddings.word_embeddings.weight"] = state["cls.predictions.decoder.weight"] = grown
+    state["cls.predictions.bias"] = torch.cat([state["cls.predictions.bias"], torch.ones(3, dtype=torch.float64)])
+    assert CONFIG["vocab_size"] == number
+    model = UNITER.from_original(state, CONFIG)
+    assert model.config["vocab_size"] == number + 3
+    assert model(torch.tensor([[number + 2, 1]])).mlm_logits.shape == (1, 2, number + 3)
+    assert all(torch.equal(value, state[key]) for key, value in model.to_original().items())
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
+def test_a_training_run_in_memory_and_half_precision(wrapper: str) -> None:
+    state = {key: value.half() for key, value in original_state(heads=("itm",)).items()}
+    rounded = {key: value.float() for key, value in state.items()}
+    run = {wrapper: {f"module.{key}": value for key, value in state.items()}, "global_step": 3}
+    model = UNITER.from_original(run, CONFIG)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert all(torch.equal(value, rounded[key]) for key, value in model.to_original().items())
+    words = torch.tensor([[3, 1, 2]])
+    assert torch.equal(model(words).match_logits, UNITER.from_original(rounded, CONFIG)(words).match_logits)
+
+
 def test_original_files(tmp_path: Path) -> None:
     import json
 

@@ -98,6 +98,27 @@ def test_layouts_round_trip_bit_for_bit(kind: str, layout: str, spell: Any, tmp_
     assert difference(model(**batch_of(config)).info, Reference(state, config)(batch_of(config))) < 1e-11
 
 
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
+def test_a_training_run_in_memory_is_read_like_its_tensors(wrapper: str) -> None:
+    state, config = original()
+    run = {wrapper: {f"module._orig_mod.{key}": value for key, value in state.items()}, "epoch": 3, "optimizer": {}}
+    model = ViLBERT.from_original(run, config)
+    assert all(torch.equal(value, state[key]) for key, value in model.to_original().items())
+
+
+@pytest.mark.parametrize("part", ["", "dense.weight"])
+def test_half_precision_becomes_float32(part: str) -> None:
+    """As in the authors' loader, which copies into a float32 model; a model in two precisions cannot run at all."""
+    state, config = original(dtype=torch.float32)
+    for_half = {key: value.half() if key.endswith(part) else value for key, value in state.items()}
+    rounded = {key: value.float() for key, value in for_half.items()}
+    assert not torch.equal(rounded["bert.t_pooler.dense.weight"], state["bert.t_pooler.dense.weight"])
+    ours, expected = ViLBERT.from_original(for_half, config), ViLBERT.from_original(rounded, config)
+    assert {parameter.dtype for parameter in ours.parameters()} == {torch.float32}
+    batch = batch_of(config, torch.float32)
+    assert torch.equal(ours(**batch).pooled, expected(**batch).pooled)
+
+
 def test_an_untied_word_head_is_kept_apart() -> None:
     state, config = original("pretraining")
     state["cls.predictions.decoder.weight"] = state["cls.predictions.decoder.weight"] + 1

@@ -30,7 +30,7 @@ from polyfuse.models.bert_parts import (
     mlm_head,
     zero_empty,
 )
-from polyfuse.models.convert import Rule, read_tensors, rules_for
+from polyfuse.models.convert import Rule, rules_for, tensors_of
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.pretrained import PretrainedModel, arguments
 
@@ -172,7 +172,7 @@ class Bert(PretrainedModel):
         Old norms (``gamma``, ``beta``), a ``bert.`` or ``module.`` prefix, index buffers and tied matrices may be there
         or not. For arguments and errors see ``PretrainedModel.from_original``.
         """
-        state = dict(source) if isinstance(source, Mapping) else read_tensors(Path(source))
+        state = tensors_of(source)
         model = super().from_original(gamma_beta_renamed(state), config, layout=layout)
         if any(key.endswith(".gamma") for key in state):
             model.read_layout = "gamma_beta"

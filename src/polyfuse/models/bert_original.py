@@ -78,7 +78,7 @@ def mlm_rules(ours: str, theirs: str, words: str, rules: list[Rule]) -> list[Rul
 
 
 def gamma_beta_renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Old checkpoints call a norm's parameters ``gamma`` and ``beta``; a parallel run puts ``module.`` in front."""
+    """Old norms call their parameters ``gamma`` and ``beta``; parallel runs and compiled models put a name in front."""
     renamed = {
         key.removesuffix(".gamma") + ".weight"
         if key.endswith(".gamma")
@@ -87,7 +87,7 @@ def gamma_beta_renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else key: value
         for key, value in state.items()
     }
-    return strip_prefix(renamed, "module.")
+    return strip_prefix(renamed, "module.", "_orig_mod.")
 
 
 def gamma_beta_written(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

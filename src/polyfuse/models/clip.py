@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyfuse.models.clip_original import OPENAI_NUMBERS, arguments_from, clip_rules, layout_of, prepared, read_weights
-from polyfuse.models.convert import Rule
+from polyfuse.models.convert import Rule, named_tensors
 from polyfuse.models.paired_towers import PairedTowers
 from polyfuse.models.pretrained import arguments
 from polyfuse.models.text_transformer import TextTower
@@ -178,7 +178,7 @@ class CLIP(PairedTowers):
             ValueError: With a list, if tensors cannot be mapped, are missing, or do not fit; if the config asks for
                 what this model is not; if the file is a TorchScript archive.
         """
-        state = dict(source) if isinstance(source, Mapping) else read_weights(Path(source))
+        state = named_tensors(source) if isinstance(source, Mapping) else read_weights(Path(source))
         return super().from_original(prepared(state), config, layout=layout)
 
     @classmethod

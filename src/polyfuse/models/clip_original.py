@@ -108,12 +108,8 @@ def is_torchscript(path: Path) -> bool:
 
 
 def prepared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One dtype, and no prefix of a parallel run or a compiled model."""
-    state = strip_prefix(state, "module.", "_orig_mod.")
-    kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    if len(kinds) > 1:  # OpenAI keeps matrices in half precision and norms in full
-        state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    return dict(state)
+    """Without the prefix of a parallel run or a compiled model."""
+    return strip_prefix(state, "module.", "_orig_mod.")
 
 
 def layout_of(state: Mapping[str, Tensor]) -> str:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,17 +69,44 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # unpickling fails in many ways, a missing key or a forbidden class among them
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read as tensors (weights_only=True): {first}") from None
+    return named_tensors(found, str(path))
+
+
+def named_tensors(found: Any, where: str = "the checkpoint") -> dict[str, Tensor]:
+    """The tensors by name, out of the dictionary in which training scripts put them beside an optimizer's state.
+
+    Raises:
+        ValueError: If it holds something other than named tensors.
+    """
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
     if not isinstance(found, Mapping):
-        raise ValueError(f"{path} must hold named tensors, got {type(found).__name__}")
+        raise ValueError(f"{where} must hold named tensors, got {type(found).__name__}")
     for key, value in found.items():
         if not isinstance(key, str):
-            raise ValueError(f"{path} must hold named tensors, got the name {key!r}")
+            raise ValueError(f"{where} must hold named tensors, got the name {key!r}")
         if not isinstance(value, Tensor):
-            raise ValueError(f"{path} must hold named tensors, got {type(value).__name__} under {key!r}")
+            raise ValueError(f"{where} must hold named tensors, got {type(value).__name__} under {key!r}")
     return dict(found)
+
+
+def tensors_of(source: Mapping[str, Any] | str | Path) -> dict[str, Tensor]:
+    """Tensors by name from a file, or from what is in memory already."""
+    return named_tensors(source) if isinstance(source, Mapping) else read_tensors(Path(source))
+
+
+def one_precision(state: Mapping[str, Tensor], least: torch.dtype | None = None) -> dict[str, Tensor]:
+    """All in the widest precision that one of them has, and in ``least`` at least.
+
+    Training in mixed precision leaves matrices in half precision beside norms in full: no model runs like that.
+    """
+    kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    kinds |= set() if least is None else {least}
+    if len(kinds) < 2:
+        return dict(state)
+    widest = reduce(torch.promote_types, kinds)
+    return {key: value.to(widest) if value.is_floating_point() else value for key, value in state.items()}
 
 
 def read_original(
@@ -150,11 +179,11 @@ def write_original(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[s
 
 
 def strip_prefix(state: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
-    """Without the first of the prefixes that every name carries (``module.`` of a parallel run, say)."""
-    for prefix in prefixes:
-        if state and all(key.startswith(prefix) for key in state):
-            return {key.removeprefix(prefix): value for key, value in state.items()}
-    return dict(state)
+    """Without those of the prefixes that every name carries (``module.`` of a parallel run, say), however many."""
+    found = dict(state)
+    while shared := [one for one in prefixes if found and all(key.startswith(one) for key in found)]:
+        found = {key.removeprefix(shared[0]): value for key, value in found.items()}
+    return found
 
 
 def _size(shape: tuple[int, ...]) -> int:

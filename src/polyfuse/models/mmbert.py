@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from polyfuse.layers.attention_maps import capture_attention
 from polyfuse.models import mmbert_original
 from polyfuse.models.bert_parts import BertEmbeddings, init_bert
-from polyfuse.models.convert import Rule, read_tensors, strip_prefix
+from polyfuse.models.convert import Rule, strip_prefix, tensors_of
 from polyfuse.models.image_and_text import batch_of, presence, text_after_cls, zeroed
 from polyfuse.models.mmbert_parts import EPS, MMBERTHead, MMBERTLayer, NormPair, VisualTokens
 from polyfuse.models.output import ModelOutput
@@ -330,7 +330,7 @@ class MMBERT(PretrainedModel):
         Raises:
             ValueError: With a list, if tensors cannot be mapped, are missing, or do not fit.
         """
-        state = dict(source) if isinstance(source, Mapping) else read_tensors(Path(source))
+        state = tensors_of(source)
         return super().from_original(with_batch_counters(strip_prefix(state, "module.")), config, layout=layout)
 
     @classmethod

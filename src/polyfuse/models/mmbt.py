@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from polyfuse.layers.attention_maps import capture_attention
 from polyfuse.models import mmbt_original
 from polyfuse.models.bert_parts import BertEmbeddings, BertPooler, TransformHead, bert_layers, init_bert, mlm_head
-from polyfuse.models.convert import Rule, read_tensors, strip_prefix
+from polyfuse.models.convert import Rule, strip_prefix, tensors_of
 from polyfuse.models.image_and_text import batch_of, presence, text_after_cls, zeroed
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.pretrained import PretrainedModel, arguments
@@ -294,7 +294,7 @@ class MMBT(PretrainedModel):
         Raises:
             ValueError: With a list, if tensors cannot be mapped, are missing, or do not fit.
         """
-        state = dict(source) if isinstance(source, Mapping) else read_tensors(Path(source))
+        state = tensors_of(source)
         state = mmbt_original.new_names(strip_prefix(state, "module."))
         return super().from_original(with_batch_counters(state), config, layout=layout)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyfuse.models.convert import Rule, read_tensors, strip_prefix
+from polyfuse.models.convert import Rule, strip_prefix, tensors_of
 from polyfuse.models.fastvit import FastViT
 from polyfuse.models.mobileclip_original import (
     SIZES,
@@ -230,7 +230,7 @@ class MobileCLIP(PairedTowers):
         Raises:
             ValueError: With a list, if tensors cannot be mapped, are missing, or do not fit.
         """
-        state = dict(source) if isinstance(source, Mapping) else read_tensors(Path(source))
+        state = tensors_of(source)
         state = strip_prefix(state, "module.", "_orig_mod.")
         if isinstance(config, str) and size_named(config) is not None:
             config = {"size": config}

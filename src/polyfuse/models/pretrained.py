@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from polyfuse.models.convert import Rule, read_original, read_tensors, write_original
+from polyfuse.models.convert import Rule, one_precision, read_original, read_tensors, tensors_of, write_original
 
 _SETTINGS, _WEIGHTS = "config.json", "model.safetensors"
 
@@ -192,7 +192,8 @@ class PretrainedModel(nn.Module):
 
         Args:
             source: Tensors by their original names, or a file of them: safetensors, or a PyTorch file (read with
-                ``weights_only=True``).
+                ``weights_only=True``). They may stand under ``state_dict``, ``model_state_dict`` or ``model``, as
+                training scripts save them; parts in half precision beside parts in full become float32.
             config: The original config, as a mapping or its JSON file; None where the tensors tell everything.
             layout: One of ``LAYOUTS``; None = told from the names.
 
@@ -200,7 +201,7 @@ class PretrainedModel(nn.Module):
             ValueError: With a list, if tensors cannot be mapped, are missing, or do not fit; if the layout is unknown.
         """
         cls._check_layout(layout)
-        state = dict(source) if isinstance(source, Mapping) else read_tensors(Path(source))
+        state = one_precision(tensors_of(source))
         settings: Mapping[str, Any] | None = (
             json.loads(Path(config).read_text(encoding="utf-8")) if isinstance(config, (str, Path)) else config
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyfuse.models.convert import Rule, read_tensors, strip_prefix
+from polyfuse.models.convert import Rule, strip_prefix, tensors_of
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.pretrained import PretrainedModel, arguments
 
@@ -186,7 +186,7 @@ class ResNet(PretrainedModel):
         Raises:
             ValueError: With a list, if tensors cannot be mapped, are missing, or do not fit.
         """
-        state = dict(source) if isinstance(source, Mapping) else read_tensors(Path(source))
+        state = tensors_of(source)
         return super().from_original(with_batch_counters(strip_prefix(state, "module.")), config, layout=layout)
 
     @classmethod

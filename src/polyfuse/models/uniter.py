@@ -14,7 +14,7 @@ from polyfuse.layers.attention_maps import capture_attention
 from polyfuse.layers.padding import run_layers
 from polyfuse.models import uniter_original as original
 from polyfuse.models.bert_parts import BertEmbeddings, BertPooler, bert_layers, first_present, init_bert, zero_empty
-from polyfuse.models.convert import Rule, read_tensors
+from polyfuse.models.convert import Rule, one_precision, tensors_of
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.pretrained import PretrainedModel, arguments
 from polyfuse.models.uniter_heads import ALIASES, HEADS, NEEDS, States, run_head
@@ -277,17 +277,18 @@ class UNITER(PretrainedModel):
         """Build the model from its authors' checkpoint, heads included, in evaluation mode.
 
         ``gamma`` and ``beta``, ``module.`` and MMF's names of the trunk are understood; a bare ``UniterModel`` (names
-        without ``uniter.``) too. ``config`` is the authors' ``uniter-base.json`` or ``uniter-large.json``; widths of
-        features, detector classes, answers and the number of token types come from the tensors.
+        without ``uniter.``) too. Half precision becomes float32, as in the authors' own loader. ``config`` is the
+        authors' ``uniter-base.json`` or ``uniter-large.json``; widths of features, detector classes, answers, the
+        number of token types and words appended to the table (VCR's) come from the tensors.
 
         Raises:
             ValueError: With a list, if tensors cannot be mapped, are missing, or do not fit.
         """
         if layout is not None and layout not in cls.LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(cls.LAYOUTS)}, got {layout!r}")
-        state = dict(source) if isinstance(source, Mapping) else read_tensors(Path(source))
         # Names are brought to the authors' own, whichever layout they came in.
-        return super().from_original(original.plain_names(state), config, layout="uniter")
+        state = one_precision(original.plain_names(tensors_of(source)), least=torch.float32)
+        return super().from_original(state, config, layout="uniter")
 
     @classmethod
     def original_config(cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -50,16 +50,22 @@ def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def config_of(state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Our arguments. The authors append token types after reading their config, so that number is the tensor's."""
+    """Our arguments. The authors append token types and words after reading their config: the tensors tell how many.
+
+    A table of fewer words than the config says is left to be refused.
+    """
     if config is None:
         raise ValueError("a UNITER checkpoint needs its config (uniter-base.json or uniter-large.json), got None")
     kwargs = bert_arguments(config)
     if kwargs.get("activation") == "swish":
         kwargs["activation"] = "silu"
     feature, types = state.get(_FEATURE), state.get("uniter.embeddings.token_type_embeddings.weight")
+    words = state.get("uniter.embeddings.word_embeddings.weight")
     kwargs["region_dim"] = config.get("img_dim", 2048) if feature is None or feature.ndim != 2 else feature.shape[1]
     if types is not None and types.ndim == 2:
         kwargs["type_vocab_size"] = types.shape[0]
+    if words is not None and words.ndim == 2:
+        kwargs["vocab_size"] = max(words.shape[0], kwargs.get("vocab_size", 0))
     return kwargs
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from polyfuse.layers.attention_maps import capture_attention
 from polyfuse.models import vilbert_original as original
 from polyfuse.models.bert_parts import BertPooler, bert_layers, init_bert
-from polyfuse.models.convert import Rule, read_tensors, write_original
+from polyfuse.models.convert import Rule, one_precision, tensors_of, write_original
 from polyfuse.models.output import ModelOutput
 from polyfuse.models.pretrained import PretrainedModel, arguments
 from polyfuse.models.vilbert_heads import HEADS, answer
@@ -66,7 +66,7 @@ class ViLBERT(PretrainedModel):
         region_classes: Classes of the detector, for the region head.
         co_dim: Width of the co-attention, and of both poolers.
         co_heads: Heads of the co-attention.
-        text_connections: Text layers before which a connection runs, rising.
+        text_connections: Text layers before which a connection runs, rising; ``num_layers`` = behind the last.
         region_connections: Region layers likewise.
         co_attention: False = connections are kept, frozen, and skipped.
         fusion: How ``pooled`` is made of both poolers: ``mul`` or ``sum``.
@@ -337,10 +337,11 @@ class ViLBERT(PretrainedModel):
 
         Reads ``BertModel`` with and without ``bert.``, ``BertForMultiModalPreTraining``, ``VILBertForVLTasks`` of both
         code bases, MMF's ``model.`` (and older ``bert.bert``) names; ``module.``, ``gamma``, ``beta`` are understood.
-        Heads, task tokens and dynamic attention are told from the names.
+        Heads, task tokens and dynamic attention are told from the names. Half precision becomes float32, as in the
+        authors' own loader.
 
         Args:
-            source: Tensors by their original names, or a file of them.
+            source: Tensors by their original names, a training script's dictionary of them, or a file of either.
             config: The original config, as a mapping or its JSON file; what it lacks has the default of the original
                 ``BertConfig``.
             layout: One of ``LAYOUTS``; None = told from the names.
@@ -349,8 +350,8 @@ class ViLBERT(PretrainedModel):
             ValueError: With a list, if tensors cannot be mapped, are missing, or do not fit; or if the config asks for
                 something that is not supported.
         """
-        state = source if isinstance(source, Mapping) else read_tensors(Path(source))
-        return super().from_original(original.plain_names(state), config, layout=layout)
+        state = one_precision(original.plain_names(tensors_of(source)), least=torch.float32)
+        return super().from_original(state, config, layout=layout)
 
     def to_original(self, layout: str | None = None) -> dict[str, Tensor]:
         """The weights under their original names: the exact inverse of ``from_original``.

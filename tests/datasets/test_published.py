@@ -434,6 +434,32 @@ def test_chest_x_rays(tmp_path: Path) -> None:
     assert [row.part for row in other] != [row.part for row in rows]
 
 
+def test_chest_x_rays_in_the_split_of_r2gen(tmp_path: Path) -> None:
+    def report(key: str, text: str = "The heart is normal .", pictures: int = 2) -> dict[str, object]:
+        return {"id": key, "report": text, "image_path": [f"{key}/{n}.png" for n in range(pictures)], "split": "?"}
+
+    document = {
+        "train": [report("CXR2384_IM-0942"), {**report("x"), "image_path": ["CXR2384_IM-0942/0.png", 5]}, {"id": 7}],
+        "val": [report("CXR2056_IM-0694-1001", pictures=1)],
+        "test": [report("CXR9_IM-2407", " ")],
+    }
+    files.dump(tmp_path / "iu_xray" / "annotation.json", document)
+    files.picture(tmp_path / "iu_xray" / "images" / "CXR2384_IM-0942" / "0.png")
+    rows, source = rows_of("iu_xray", tmp_path)
+    assert [(row.id, row.part, row.group, row.texts) for row in rows] == [
+        ("CXR2384_IM-0942/0.png", 0, "CXR2384_IM-0942", ("The heart is normal .",)),
+        ("CXR2384_IM-0942/1.png", 0, "CXR2384_IM-0942", ("The heart is normal .",)),
+        ("CXR2056_IM-0694-1001/0.png", 1, "CXR2056_IM-0694-1001", ("The heart is normal .",)),
+        ("CXR9_IM-2407/0.png", 2, "CXR9_IM-2407", ()),
+        ("CXR9_IM-2407/1.png", 2, "CXR9_IM-2407", ()),
+    ]
+    assert [row.image is not None for row in rows] == [True, False, False, False, False]
+    assert kinds(source) == {
+        ("picture", "missing file"): 4, ("row", "comes twice"): 1, ("row", "no file name"): 1,
+        ("train", "no usable 'id'"): 1, ("text", "no report"): 1,
+    }  # fmt: skip
+
+
 def test_a_table_without_a_column_is_an_error(tmp_path: Path) -> None:
     files.iu_xray(tmp_path)
     (tmp_path / "indiana_reports.csv").write_text("uid,findings\n1,x\n")

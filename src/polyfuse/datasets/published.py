@@ -189,7 +189,10 @@ PUBLISHED = Registry(
             "iu_xray:read",
             "https://openi.nlm.nih.gov; tables: https://www.kaggle.com/datasets/raddar/chest-xrays-indiana-university",
             "Open-i: CC-BY-NC-ND-4.0",
-            ("indiana_reports.csv", "indiana_projections.csv", "images/images_normalized/"),
+            (
+                "indiana_reports.csv and indiana_projections.csv, or annotation.json",
+                "images/images_normalized/ or images/",
+            ),
         ),
     },
 )

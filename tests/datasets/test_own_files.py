@@ -79,6 +79,18 @@ def test_av_mnist_takes_the_published_split_and_averages_blocks(av_folder: Path)
     assert len(keys.unique()) == TRAIN + TEST
 
 
+def test_av_mnist_as_its_archive_unpacks(av_folder: Path) -> None:
+    expected = av_mnist.load()
+    np.save(av_folder / "train_labels.npy", (np.arange(TRAIN) % 10).astype(np.float64))  # MultiBench casts them too
+    av_folder.rename(av_folder.parent / "avmnist")
+    av_folder.mkdir()
+    (av_folder.parent / "avmnist").rename(av_folder / "avmnist")
+    data = av_mnist.load()
+    for modality in ("image", "audio"):
+        torch.testing.assert_close(tensor(data, "train", modality), tensor(expected, "train", modality))
+    torch.testing.assert_close(data.train.target, expected.train.target)
+
+
 def test_av_mnist_says_what_is_missing_or_wrong(
     av_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from polyfuse.data.spec import TargetSpec
 from polyfuse.datasets.base import DataSet, DataSetSource
-from polyfuse.datasets.own_files import checked, from_parts, read_array
+from polyfuse.datasets.own_files import checked, folder_of, from_parts, read_array
 from polyfuse.errors import UserError
 
 NAME = "av_mnist"
@@ -22,7 +22,8 @@ BLOCK = 4
 VALIDATION = 12  # the last twelfth of the training rows: 5,000 of 60,000
 HELP = (
     "get avmnist.tar.gz as https://github.com/pliang279/MultiBench describes and lay out image/train_data.npy, "
-    "audio/train_data.npy, train_labels.npy, image/test_data.npy, audio/test_data.npy, test_labels.npy"
+    "audio/train_data.npy, train_labels.npy, image/test_data.npy, audio/test_data.npy and test_labels.npy, there or in "
+    "avmnist/"
 )
 _ROWS_AT_ONCE = 1024
 
@@ -53,7 +54,8 @@ def load(split: int = 0) -> DataSet:
 
 
 def _read(part: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    files = [f"image/{part}_data.npy", f"audio/{part}_data.npy", f"{part}_labels.npy"]
+    unpacked = "avmnist/" if (folder_of(NAME) / "avmnist").is_dir() else ""
+    files = [unpacked + file for file in (f"image/{part}_data.npy", f"audio/{part}_data.npy", f"{part}_labels.npy")]
     image, audio, labels = (read_array(NAME, file, HELP) for file in files)
     checked(NAME, files[2], labels, (None,))
     checked(NAME, files[0], image, (len(labels), PIXELS))

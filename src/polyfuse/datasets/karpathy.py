@@ -1,7 +1,8 @@
 """The split of COCO and Flickr30k by Karpathy: one JSON file with pictures, sentences and split.
 
 Source: Karpathy and Fei-Fei 2015, https://arxiv.org/abs/1412.2306; ``dataset_coco.json`` and ``dataset_flickr30k.json``
-of ``caption_datasets.zip``. Parsed whole (140 MB at most). ``restval``, which everybody trains on, is train.
+of ``caption_datasets.zip``. Parsed whole (140 MB at most), without the words one by one. ``restval``, which everybody
+trains on, is train.
 """
 
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ def read_split(path: Path, pictures: Pictures, problems: Problems) -> Iterator[R
     Raises:
         UserError: If the file is no such JSON.
     """
-    document = read_document(path, "images")
+    document = read_document(path, "images", unused="tokens")
     for number, image in records(document, "images", problems, filename=str, split=str, sentences=list):
         part = PARTS.get(image["split"])
         if part is None:

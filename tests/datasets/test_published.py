@@ -505,6 +505,38 @@ def test_boxes_and_places(tmp_path: Path) -> None:
     assert locate(tmp_path, "two/b.txt") == tmp_path / "below" / "two" / "b.txt"
 
 
+def test_folders_of_pictures_may_be_links_and_files_may_not_lead_out(tmp_path: Path) -> None:
+    entries = [
+        (name, "test", {"filepath": "val2014", "cocoid": number})
+        for number, name in enumerate(("a.jpg", "b.jpg", "../../b.jpg", "/etc/hosts", "sub/../a.jpg", ".."))
+    ]
+    files.karpathy(tmp_path / "mine" / "dataset_coco.json", "coco", entries)
+    files.picture(tmp_path / "shared" / "val2014" / "a.jpg")
+    files.picture(tmp_path / "b.jpg")
+    (tmp_path / "shared" / "val2014" / "b.jpg").symlink_to(tmp_path / "b.jpg")
+    (tmp_path / "mine" / "val2014").symlink_to(tmp_path / "shared" / "val2014")
+    rows, source = rows_of("coco_karpathy", tmp_path / "mine")
+    assert rows[0].image == (tmp_path / "shared" / "val2014" / "a.jpg").resolve()
+    assert [row.image for row in rows[1:]] == [None] * 5
+    assert kinds(source) == {("picture", "outside the folder"): 4, ("picture", "missing file"): 1}  # val2014//etc/hosts
+    named = source.problems.named["picture", "outside the folder"]
+    assert "a link leads out of it: link the whole folder, or copy the files" in named[0]
+    assert "a name may not lead out of it" in named[1]
+    assert "allow_outside" not in "".join(named)  # that is a key of tables
+
+
+def test_pictures_in_a_folder_each(tmp_path: Path) -> None:
+    count = 67  # more than are remembered
+    names = [f"CXR{number}_IM-{number}/0.png" for number in range(count)]
+    for name in names:
+        files.picture(tmp_path / "images" / name)
+    reports = [{"id": name[:-6], "report": "Clear.", "image_path": [name]} for name in names]
+    files.dump(tmp_path / "annotation.json", {"train": reports, "val": [], "test": []})
+    rows, source = rows_of("iu_xray", tmp_path)
+    assert [row.image for row in rows] == [(tmp_path / "images" / name).resolve() for name in names]
+    assert not source.problems
+
+
 def test_reading_opens_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 

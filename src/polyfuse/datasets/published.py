@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,10 +29,14 @@ from polyfuse.data.problems import Broken, Problems
 from polyfuse.errors import UserError
 from polyfuse.registry import Registry
 
+if TYPE_CHECKING:
+    from polyfuse.data.codecs import Reading
+
 TRAIN, VALIDATION, TEST = 0, 1, 2
 PART_NAMES = ("train", "validation", "test")
 #: Annotation files are parsed whole; this bounds what is parsed. The largest published one has 0.5 GB.
 MAX_JSON_BYTES = 2 << 30
+_MOST_FOLDERS = 64
 Box = tuple[float, float, float, float]
 
 
@@ -307,6 +311,8 @@ def _folders_below(folder: Path) -> list[Path]:
 class Pictures:
     """Finds picture files by name. A name never leads out of the folder it is looked for in.
 
+    Folders may be links, as where several data sets share their pictures; files may not lead out of their folder.
+
     Args:
         folder: Of the data set.
         places: Sub-folders that may hold pictures, there or in a folder right below; "" = the folder itself.
@@ -314,18 +320,15 @@ class Pictures:
     """
 
     def __init__(self, folder: Path, places: Sequence[str], problems: Problems) -> None:
-        from polyfuse.data.codecs import Reading
-
         roots = (folder, *_folders_below(folder))
         found = dict.fromkeys(root / place for place in places for root in roots if (root / place).is_dir())
-        self.places = [Reading(folder=path) for path in found]
+        self.places = list(found)
         self.problems = problems
+        self.folders: dict[Path, Reading] = {}
         self.last: tuple[str, Path] | None = None
 
     def find(self, name: Any, row: int) -> Path | None:
         """The path of a picture; None, and counted under ``picture``, if it is not there or empty."""
-        from polyfuse.data.codecs import find_file
-
         if not isinstance(name, str) or not name:
             self.problems.add("picture", "wrong type", row, f"a file name is a text, got {shown(name)}")
             return None
@@ -334,7 +337,7 @@ class Pictures:
         broken = Broken("missing file")
         for place in self.places:
             try:
-                self.last = name, Path(find_file(name, place))
+                self.last = name, self._found(place, name)
                 return self.last[1]
             except Broken as error:
                 if error.kind != "missing file":
@@ -342,6 +345,24 @@ class Pictures:
         detail = repr(name) + (f", {broken.detail}" if broken.kind != "missing file" and broken.detail else "")
         self.problems.add("picture", broken.kind, row, detail)
         return None
+
+    def _found(self, place: Path, name: str) -> Path:
+        from polyfuse.data.codecs import Reading, find_file
+
+        parent, _, file = name.rpartition("/") if "://" not in name else ("", "", name)
+        if name.startswith("/") or ".." in parent.split("/") or file == "..":
+            raise Broken("outside the folder", "a name may not lead out of it")
+        where = place / parent
+        if where not in self.folders:
+            if len(self.folders) >= _MOST_FOLDERS:
+                self.folders.clear()
+            self.folders[where] = Reading(folder=where)
+        try:
+            return Path(find_file(file, self.folders[where]))
+        except Broken as error:
+            if error.kind == "outside the folder":
+                raise Broken(error.kind, "a link leads out of it: link the whole folder, or copy the files") from None
+            raise
 
 
 def read_document(path: Path, *keys: str, unused: str | None = None) -> dict[str, Any]:

@@ -9,17 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polyfuse.datasets.annotations import locate, read_document, share_box
 from polyfuse.datasets.mm_imdb import GENRES
-from polyfuse.datasets.published import (
-    PUBLISHED,
-    PublishedRows,
-    Row,
-    locate,
-    prepared_home,
-    read_document,
-    read_published,
-    share_box,
-)
+from polyfuse.datasets.published import PUBLISHED, PublishedRows, Row, prepared_home, read_published
 from polyfuse.errors import UserError
 
 from . import published_files as files

@@ -11,20 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from polyfuse.data.problems import Problems
-from polyfuse.datasets.published import (
-    TRAIN,
-    VALIDATION,
-    Box,
-    Pictures,
-    Row,
-    clean_text,
-    locate,
-    needed,
-    read_document,
-    records,
-    share_box,
-    shown,
-)
+from polyfuse.datasets.annotations import Box, Pictures, clean_text, locate, read_document, records, share_box, shown
+from polyfuse.datasets.published import TRAIN, VALIDATION, Row, needed
 from polyfuse.errors import UserError
 
 YEARS = (2014, 2017)

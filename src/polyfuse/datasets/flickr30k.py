@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from polyfuse.data.problems import Problems
+from polyfuse.datasets.annotations import Pictures, clean_text, locate
 from polyfuse.datasets.karpathy import read_split
-from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Pictures, Row, clean_text, locate, needed
+from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Row, needed
 
 TOKENS = "results_20130124.token"
 TABLE = "results.csv"

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from polyfuse.data.problems import Problems
-from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Pictures, Row, locate, needed, table_rows
+from polyfuse.datasets.annotations import Pictures, locate, table_rows
+from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Row, needed
 from polyfuse.errors import UserError
 
 #: In this order: a file that has labels before the one that lacks them.

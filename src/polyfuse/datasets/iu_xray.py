@@ -15,20 +15,8 @@ from pathlib import Path
 
 from polyfuse.data.problems import Problems
 from polyfuse.data.split import split_by_ratio
-from polyfuse.datasets.published import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Pictures,
-    Row,
-    clean_text,
-    locate,
-    needed,
-    read_document,
-    records,
-    shown,
-    table_rows,
-)
+from polyfuse.datasets.annotations import Pictures, clean_text, locate, read_document, records, shown, table_rows
+from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Row, needed
 
 RATIOS = (0.7, 0.1, 0.2)
 PLACES = ("images/images_normalized", "images_normalized", "images", "")

@@ -9,17 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from polyfuse.data.problems import Problems
-from polyfuse.datasets.published import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Pictures,
-    Row,
-    clean_text,
-    needed,
-    read_document,
-    records,
-)
+from polyfuse.datasets.annotations import Pictures, clean_text, read_document, records
+from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Row, needed
 
 PARTS = {"train": TRAIN, "restval": TRAIN, "val": VALIDATION, "test": TEST}
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from polyfuse.data.problems import Problems
-from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Pictures, Row, clean_text, needed, read_document
+from polyfuse.datasets.annotations import Pictures, clean_text, read_document
+from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Row, needed
 from polyfuse.errors import UserError
 
 PARTS = (("train", TRAIN), ("dev", VALIDATION), ("test", TEST))

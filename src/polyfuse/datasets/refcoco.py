@@ -18,22 +18,18 @@ from typing import Any
 
 from polyfuse.data.pickled_plain import read_pickled_plain
 from polyfuse.data.problems import Problems
-from polyfuse.datasets.coco import category_names
-from polyfuse.datasets.published import (
+from polyfuse.datasets.annotations import (
     MAX_JSON_BYTES,
-    TEST,
-    TRAIN,
-    VALIDATION,
     Box,
     Pictures,
-    Row,
     clean_text,
-    needed,
     read_document,
     records,
     share_box,
     shown,
 )
+from polyfuse.datasets.coco import category_names
+from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Row, needed
 from polyfuse.errors import UserError
 
 PARTS = {"train": TRAIN, "val": VALIDATION, "test": TEST, "testA": TEST, "testB": TEST}

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from polyfuse.data.problems import Problems
-from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Pictures, Row, clean_text, locate, needed, table_rows
+from polyfuse.datasets.annotations import Pictures, clean_text, locate, table_rows
+from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Row, needed
 
 PARTS = (("train", TRAIN), ("validation", VALIDATION), ("valid", VALIDATION), ("test", TEST))
 #: Tables whose first two columns are a picture's id and its older name.

@@ -9,18 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from polyfuse.data.problems import Problems
-from polyfuse.datasets.published import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Pictures,
-    Row,
-    clean_text,
-    locate,
-    needed,
-    read_document,
-    records,
-)
+from polyfuse.datasets.annotations import Pictures, clean_text, locate, read_document, records
+from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Row, needed
 
 PEOPLE = 10
 PARTS = (("train2014", TRAIN), ("val2014", VALIDATION), ("test2015", TEST))

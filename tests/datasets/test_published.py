@@ -1,5 +1,6 @@
 """Rows of tiny copies of the published files, field by field; what is missing or broken is counted and named."""
 
+import csv
 import gc
 import json
 import math
@@ -173,6 +174,32 @@ def test_flickr30k_as_kaggle_has_it(tmp_path: Path) -> None:
     assert rows[0].image is not None
     assert kinds(source)["text", "no caption line"] == 1
     assert "row 6: '2199200615.jpg" in source.problems.named["text", "no caption line"][0]
+
+
+def test_flickr30k_as_hugging_face_has_it(tmp_path: Path) -> None:
+    folder = files.flickr(tmp_path)
+    (folder / "results_20130124.token").unlink()
+    lines = [
+        ["raw", "sentids", "split", "filename", "img_id"],
+        ['["Two young guys, \\"shaggy\\" .", "Two  men ."]', "[0, 1]", "train", "1000092795.jpg", "0"],
+        ['["Several men .", ""]', "[5, 6]", "test", "10002456.jpg", "1"],
+        ["[1", "[]", "val", "1000268201.jpg", "2"],
+        ["[]", "[]", "val", "1000268201.jpg", "3"],
+        ["[]", "[]", "dev", "5.jpg", "4"],
+    ]
+    with (folder / "flickr_annotations_30k.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    rows, source = rows_of("flickr30k", folder)
+    assert [(row.id, row.part, row.texts) for row in rows] == [
+        ("1000092795", 0, ('Two young guys, "shaggy" .', "Two men .")),
+        ("10002456", 2, ("Several men .",)),
+        ("1000268201", 1, ()),
+    ]
+    assert rows[0].image is not None
+    assert kinds(source) == {
+        ("text", "empty caption"): 1, ("text", "no list of captions"): 1, ("row", "comes twice"): 1,
+        ("row", "no file name or unknown split"): 1, ("picture", "missing file"): 1,
+    }  # fmt: skip
 
 
 def test_flickr30k_in_karpathys_split(tmp_path: Path) -> None:

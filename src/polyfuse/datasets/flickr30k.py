@@ -3,21 +3,24 @@
 Source: Young et al. 2014, "From image descriptions to visual denotations", TACL 2. Either the split by Karpathy
 (``dataset_flickr30k.json``, parsed whole), or the captions as first published (``results_20130124.token``, streamed;
 ``results.csv`` on Kaggle) with the lists of the split (``train.txt``, ``val.txt``, ``test.txt`` of Flickr30k Entities:
-one number a line).
+one number a line). ``flickr_annotations_30k.csv`` of nlphuji/flickr30k on Hugging Face is the split by Karpathy as a
+table (filename, split, and raw: the captions as a JSON list).
 
 Kaggle's table has one line without its second bar, 2199200615.jpg, which is counted as a problem.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from polyfuse.data.problems import Problems
-from polyfuse.datasets.annotations import Pictures, clean_text, locate
-from polyfuse.datasets.karpathy import read_split
+from polyfuse.datasets.annotations import Pictures, clean_text, locate, table_rows
+from polyfuse.datasets.karpathy import PARTS, read_split
 from polyfuse.datasets.published import TEST, TRAIN, VALIDATION, Row, needed
 
 TOKENS = "results_20130124.token"
 TABLE = "results.csv"
+SPLIT_TABLE = "flickr_annotations_30k.csv"
 KARPATHY = "dataset_flickr30k.json"
 PLACES = ("flickr30k-images", "flickr30k_images", "images", "Images", "")
 LISTS = (("train.txt", TRAIN), ("val.txt", VALIDATION), ("test.txt", TEST))
@@ -28,12 +31,15 @@ def read(folder: Path, problems: Problems) -> Iterator[Row]:
     """A row per picture. Without a split file every row is a training row, and that is counted as a problem.
 
     Raises:
-        UserError: If no file of captions is there, or the JSON is none.
+        UserError: If no file of captions is there, the JSON is none, or the table lacks a column.
     """
     pictures = Pictures(folder, PLACES, problems)
-    path = needed("flickr30k", folder, KARPATHY, TOKENS, TABLE)
+    path = needed("flickr30k", folder, KARPATHY, SPLIT_TABLE, TOKENS, TABLE)
     if path.name == KARPATHY:
         yield from read_split(path, pictures, problems)
+        return
+    if path.name == SPLIT_TABLE:
+        yield from _split_table(path, pictures, problems)
         return
     parts = _parts(folder)
     if not parts:
@@ -50,6 +56,25 @@ def read(folder: Path, problems: Problems) -> Iterator[Row]:
             problems.add("split", "in no list, left out", number, name)
             continue
         yield Row(key, part, pictures.find(name, number), key, tuple(texts), group=key)
+
+
+def _split_table(path: Path, pictures: Pictures, problems: Problems) -> Iterator[Row]:
+    done: set[str] = set()
+    for number, cells in table_rows(path, ("filename", "split", "raw"), problems):
+        name, part = cells["filename"], PARTS.get(cells["split"])
+        if not name or name in done or part is None:
+            problems.add("row", "comes twice" if name in done else "no file name or unknown split", number, name)
+            continue
+        done.add(name)
+        try:
+            raw = json.loads(cells["raw"])
+        except (ValueError, RecursionError):
+            raw = None
+        texts = [clean_text(text) for text in raw] if isinstance(raw, list) else []
+        if not texts or not all(texts):
+            problems.add("text", "no list of captions" if not texts else "empty caption", number, name)
+        key = name.rpartition(".")[0] or name
+        yield Row(key, part, pictures.find(name, number), key, tuple(text for text in texts if text), group=key)
 
 
 def _parts(folder: Path) -> dict[str, int]:

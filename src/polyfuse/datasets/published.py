@@ -117,7 +117,8 @@ PUBLISHED = Registry(
             "https://shannon.cs.illinois.edu/DenotationGraph/",
             "non-commercial research and education; pictures: Flickr terms of use",
             (
-                "dataset_flickr30k.json, or results_20130124.token or results.csv (+ {train,val,test}.txt)",
+                "dataset_flickr30k.json or flickr_annotations_30k.csv",
+                "or results_20130124.token or results.csv (+ {train,val,test}.txt)",
                 "flickr30k-images/",
             ),
         ),

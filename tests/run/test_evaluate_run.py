@@ -36,6 +36,32 @@ def test_a_refreshed_report_keeps_what_only_training_knows(run: Run, tmp_path: P
     assert evaluate_run(folder).report.arms[0].train_seconds == ()
 
 
+def test_a_table_that_changed_after_training_is_not_judged(run: Run, table: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    shutil.copytree(table.parent / "pictures", tmp_path / "pictures")
+    changed = tmp_path / "emoji.csv"
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    (folder / "config.yaml").write_text(text.replace(str(table), str(changed)), encoding="utf-8")
+    head, *lines = table.read_text(encoding="utf-8").splitlines()
+    before = (folder / "report.json").read_bytes()
+
+    def grown(line: str, times: int) -> str:  # another emoji of the same looks: one more row, one more group
+        return line.replace(line.split(",")[0], f"more{times}", 1).rpartition(",")[0] + f",more{times}"
+
+    changed.write_text("\n".join([head, *lines, *(grown(line, i) for i, line in enumerate(lines[:99]))]), "utf-8")
+    with pytest.raises(UserError, match=r"since .*copy' was trained on it \(\d+ training rows then, \d+ now\)"):
+        evaluate_run(folder)
+    name, cells = "code_points", [line.split(",") for line in lines]
+    column = head.split(",").index(name)
+    for row in cells:
+        row[column] = row[column] and str(int(row[column]) * 7)
+    changed.write_text("\n".join([head, *map(",".join, cells)]), "utf-8")
+    with pytest.raises(UserError, match="its cells or files fit other encoders"):
+        evaluate_run(folder)
+    assert (folder / "report.json").read_bytes() == before
+
+
 def test_what_is_flagged_is_said_in_the_same_words_everywhere(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(run.folder, folder)

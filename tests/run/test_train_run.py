@@ -70,8 +70,19 @@ def test_resume_refuses_a_changed_table(run: Run, table: Path, tmp_path: Path) -
     text = (folder / "config.yaml").read_text(encoding="utf-8")
     (folder / "config.yaml").write_text(text.replace(str(table), str(changed)) + "\n", encoding="utf-8")
     shutil.copytree(table.parent / "pictures", tmp_path / "pictures")
-    with pytest.raises(UserError, match="has changed; start a new run"):
+    with pytest.raises(UserError, match=r"since .*copy' was trained on it \(\d+ training rows then, \d+ now\)"):
         train_run(folder, resume=True, progress=False)
+
+
+def test_a_table_that_only_moved_is_no_changed_table(run: Run, table: Path, tmp_path: Path) -> None:
+    folder, moved = tmp_path / "copy", tmp_path / "elsewhere"
+    shutil.copytree(run.folder, folder)
+    shutil.copytree(table.parent, moved)
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    (folder / "config.yaml").write_text(text.replace(str(table), str(moved / table.name)), encoding="utf-8")
+    trained = train_run(folder, resume=True, progress=False)
+    assert trained is not None
+    assert trained.fit.steps == run.config.train.steps
 
 
 def test_a_run_is_never_overwritten(run: Run, config: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from polyfuse.errors import UserError
@@ -16,6 +17,7 @@ from polyfuse.train.checkpoint import (
     optimizer_tensors,
     read_checkpoint,
     read_metrics,
+    read_state,
     write_checkpoint,
 )
 
@@ -70,8 +72,21 @@ def test_the_old_file_survives_a_failed_write(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_checkpoint(path, {"x": torch.zeros(2)}, {"step": 2})
-    assert read_checkpoint(path).state == {"step": 1}
+    assert read_checkpoint(path).state == read_state(path) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("polyfuse.train.checkpoint.save_file", full)
+    with pytest.raises(OSError, match=r"the checkpoint cannot be written .*No space left on device") as error:
+        write_checkpoint(tmp_path / "c", {"x": torch.ones(2)}, {"step": 1})
+    assert error.value.filename == str(tmp_path / "c")
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_written_files_are_cleared(tmp_path: Path) -> None:
@@ -111,6 +126,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     with pytest.raises(UserError, match="text' is not a readable checkpoint"):
         read_checkpoint(tmp_path / "text")
+    for told in ("{", "[1]"):
+        save_file({"x": torch.ones(1)}, tmp_path / "odd", metadata={"polyfuse": told})
+        with pytest.raises(UserError, match="odd' is not a"):
+            read_checkpoint(tmp_path / "odd")
     save_file({"x": torch.ones(1)}, tmp_path / "foreign")
     with pytest.raises(UserError, match="foreign' is not a polyfuse checkpoint of format 1"):
         read_checkpoint(tmp_path / "foreign")

@@ -17,7 +17,7 @@ from polyfuse.report.content import ReportData
 from polyfuse.report.plain import plain
 from polyfuse.report.render import write_report
 from polyfuse.report.table import console_text
-from polyfuse.run.folder import CONFIG, Run, load
+from polyfuse.run.folder import CONFIG, Run, check_unchanged, load
 from polyfuse.run.reports import data_summary, run_report
 from polyfuse.run.source import Say, check_inputs, delimiter_of, quiet
 from polyfuse.studies.arms import Task, train_oracle, workers_for
@@ -70,7 +70,8 @@ def evaluate_run(
         say: Told what happens.
 
     Raises:
-        UserError: If the run is not finished, its table is gone, or no row of ``table`` has a known target.
+        UserError: If the run is not finished, its table is gone or has changed, or no row of ``table`` has a known
+            target.
     """
     started = time.perf_counter()
     run = run if isinstance(run, Run) else load(run)
@@ -81,8 +82,7 @@ def evaluate_run(
             f"judge a run; put it back, or name its new place as data.table in '{folder / CONFIG}'"
         )
     prepared = prepare(config.data, folder=folder)
-    if list(prepared.encoder.specs.values()) != list(run.encoder.specs.values()):
-        raise UserError(f"table '{config.data.table}' has changed since '{folder}' was trained; name it with --table")
+    check_unchanged(folder, prepared)
     test: Batch | None = None
     if table is not None:
         folder = folder / "evaluations" / table.stem

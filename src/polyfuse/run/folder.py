@@ -7,6 +7,7 @@ Text, JSON and safetensors only: a foreign run folder runs no code when it is lo
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ from typing import Any, TypeVar
 
 from polyfuse.calibrate import Calibration
 from polyfuse.config import RunConfig, load_config
-from polyfuse.data.encode import TableEncoder
+from polyfuse.data.encode import Prepared, TableEncoder
 from polyfuse.errors import UserError
 from polyfuse.files import read_json
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.run.answers import Answer, answer_batch
 from polyfuse.train.build import build_model
-from polyfuse.train.checkpoint import BEST, LAST, load_model, read_checkpoint
+from polyfuse.train.checkpoint import BEST, LAST, load_model, read_checkpoint, read_state
 
 CONFIG, ENCODER, CALIBRATION = "config.yaml", "encoder.json", "calibration.json"
 Part = TypeVar("Part")
@@ -101,6 +102,44 @@ def emptied_on_mistake(folder: Path, *also: type[BaseException]) -> Iterator[Non
             with contextlib.suppress(OSError):  # it may be the folder we stand in
                 folder.rmdir()
         raise
+
+
+def check_unchanged(folder: Path, prepared: Prepared) -> None:
+    """Refuse a table that is not as it was when a run began to train on it.
+
+    With other rows the split is another one: rows that the model has learnt would be judged as test rows. With other
+    cells the inputs are scaled otherwise than the model has seen them.
+
+    Args:
+        folder: Of the run; one without a checkpoint has not begun.
+        prepared: Its table as it is now.
+
+    Raises:
+        UserError: If the training rows are others than then, or their cells or files fit other encoders.
+    """
+    if not (folder / LAST).is_file():
+        return
+    train, config = prepared.train, prepared.encoder.config
+    now = {"training rows": len(train), "checksum of row keys": int(train.keys.sum())}
+    then = now | dict(read_state(folder / LAST).get("fingerprint", {}))
+    reason = ""
+    if then["training rows"] != len(train):
+        reason = f"{then['training rows']:,} training rows then, {len(train):,} now"
+    elif then["checksum of row keys"] != now["checksum of row keys"]:
+        reason = "other training rows"
+    elif _fitted(load_encoder(folder)) != _fitted(prepared.encoder):
+        reason = "its cells or files fit other encoders"
+    if reason:
+        raise UserError(
+            f"table '{config.table}' has changed since '{folder}' was trained on it ({reason}); put it back, or train "
+            "a new run"
+        )
+
+
+def _fitted(encoder: TableEncoder) -> str:
+    """What was fitted on training rows, as JSON; settings, such as the table's place, may change."""
+    told = encoder.to_dict()
+    return json.dumps([told["codecs"], told["target"]])
 
 
 def load_encoder(folder: Path) -> TableEncoder:

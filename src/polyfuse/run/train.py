@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import shlex
 import time
@@ -15,7 +14,7 @@ from polyfuse.calibrate import prior_logits
 from polyfuse.config import RunConfig, load_config, save_config
 from polyfuse.data.encode import Prepared, prepare
 from polyfuse.errors import UserError
-from polyfuse.files import check_new, new_folder, read_json, write_json
+from polyfuse.files import check_new, new_folder, write_json
 from polyfuse.models.fusion_model import FusionModel
 from polyfuse.report.content import ReportData
 from polyfuse.report.context import versions
@@ -176,11 +175,9 @@ def finish(
 
 
 def _prepare(config: RunConfig, folder: Path, say: Say) -> Prepared:
-    """Read the table; on resuming it must encode as it did."""
+    """Read the table; on resuming it must divide and encode as it did."""
     prepared = prepare(config.data, folder=folder)
-    saved = folder / place.ENCODER
-    if saved.is_file() and read_json(saved) != json.loads(json.dumps(prepared.encoder.to_dict())):
-        raise UserError(f"cannot resume '{folder}': table '{config.data.table}' has changed; start a new run")
+    place.check_unchanged(folder, prepared)
     for line in prepared.lines():
         say(line)
     return prepared

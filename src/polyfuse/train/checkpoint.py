@@ -4,9 +4,10 @@ A process killed while it writes leaves the previous file whole. There is no ran
 run is keyed (``data/keyed.py``), so weights, moments and the step number say everything.
 """
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,11 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write to a sibling file, flush it to the disk, and rename it over ``path``."""
+    """Write to a sibling file, flush it to the disk, and rename it over ``path``.
+
+    Raises:
+        OSError: If the disk is full or refuses; ``path`` is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     metadata = {"polyfuse": json.dumps({"format": _FORMAT, **state}, allow_nan=True)}
     try:
@@ -50,6 +55,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[s
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except SafetensorError as error:  # how the format reports a full disk; an OSError is one to every caller
+        raise OSError(errno.EIO, f"the checkpoint cannot be written ({error})", str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -67,16 +74,28 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: If the file is missing, damaged or of another kind.
     """
+    return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The counters and settings of a file that ``write_checkpoint`` wrote, without its tensors.
+
+    Raises:
+        UserError: As of ``read_checkpoint``.
+    """
+    return _read(path, lambda _: {}).state
+
+
+def _read(path: Path, tensors_of: Callable[[Any], dict[str, Tensor]]) -> Checkpoint:
     if not path.is_file():
         raise UserError(f"no checkpoint at '{path}'; train first, or give the folder of a run")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
+            tensors = tensors_of(file)
+            state = json.loads((file.metadata() or {}).get("polyfuse", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"'{path}' is not a readable checkpoint ({error}); delete it and train again") from None
-    state = json.loads(metadata.get("polyfuse", "{}"))
-    if state.pop("format", None) != _FORMAT:
+    if not isinstance(state, dict) or state.pop("format", None) != _FORMAT:
         raise UserError(f"'{path}' is not a polyfuse checkpoint of format {_FORMAT}")
     return Checkpoint(tensors, state)
 

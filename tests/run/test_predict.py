@@ -191,6 +191,13 @@ def test_mistakes_are_one_sentence(run: Run, table: Path, tmp_path: Path) -> Non
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UserError, match="is a folder; name a file in it"):
         predict_table(run, table, output=tmp_path / "folder.csv")
+    own, text = tmp_path / "own.csv", "name\ngrinning face\n"
+    own.write_text(text, encoding="utf-8")
+    (tmp_path / "link.csv").symlink_to(own)
+    for same in (own, tmp_path / "link.csv"):
+        with pytest.raises(UserError, match=r"csv' is the table itself, which predictions would replace"):
+            predict_table(run, own, output=same)
+    assert own.read_text(encoding="utf-8") == text
     (tmp_path / "blank.jsonl").write_text("\n\n", encoding="utf-8")
     with pytest.raises(UserError, match="it has no row"):
         predict_table(run, tmp_path / "blank.jsonl", output=tmp_path / "p.csv")

@@ -106,7 +106,8 @@ def predict_table(
         say: Told what is missing.
 
     Raises:
-        UserError: If the table cannot be read or has none of the run's columns, or the output has another ending.
+        UserError: If the table cannot be read or has none of the run's columns, or the output has another ending or
+            is the table.
     """
     started = time.perf_counter()
     run = run if isinstance(run, Run) else load(run)
@@ -116,6 +117,8 @@ def predict_table(
     if allow_outside:
         encoder = replace(encoder, config=encoder.config.model_copy(update={"allow_outside": True}))
     found, codes = Predicted(output), set[int]()
+    if output is not None and output.exists() and output.samefile(table):
+        raise UserError(f"'{output}' is the table itself, which predictions would replace; choose another -o")
     with _writer(output, run.encoder.target.task) as writer:
         columns = [*encoder.config.input_columns, *([encoder.config.id] if encoder.config.id else [])]
         chunks = read_chunks(table, columns=columns, rows_per_chunk=ROWS, delimiter=delimiter)

@@ -1,6 +1,7 @@
 """Exit status, the two streams and one sentence for every mistake: what a shell sees."""
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,23 @@ def test_a_reader_that_has_enough_is_no_failure(table: Path) -> None:
         process.stdout.close()  # as `head -0` does
         error = process.communicate()[1] if process.stderr else b""
         assert (process.returncode, error) == (0, b"")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locales and closed streams as Linux has them")
+def test_any_locale_any_file_name_and_a_closed_stdout(table: Path) -> None:
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # Python prints ASCII
+    other = table.parent / "words.csv"
+    other.write_text(TABLE.replace("red", "rød").replace(",p", ",東京"), encoding="utf-8")
+    command = [sys.executable, "-m", "polyfuse", "inspect", str(other), "--target", "y"]
+    for more in ([], ["--json"]):
+        done = subprocess.run([*command, *more], env=plain, capture_output=True)  # noqa: S603  our own code
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert "東京" in done.stdout.decode("utf-8")
+    odd = subprocess.run([*command[:3], "inspect", b"caf\xe9.csv"], capture_output=True)  # noqa: S603  our own code
+    assert odd.returncode == 2
+    assert odd.stderr.startswith(b"polyfuse: table 'caf\\udce9.csv' does not exist")
+    shut = subprocess.run(["/bin/sh", "-c", '"$@" >&-', "sh", *command], capture_output=True)  # noqa: S603  our own code
+    assert (shut.returncode, shut.stderr) == (0, b"")
 
 
 def test_several_targets_and_another_delimiter(table: Path, capsys: pytest.CaptureFixture[str]) -> None:

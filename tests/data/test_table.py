@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,11 @@ def test_wrong_paths_and_columns_suggest(tmp_path: Path) -> None:
         read_header(tmp_path / "product.csv")
     with pytest.raises(UserError, match=r"is a folder; name the .csv"):
         read_header(tmp_path)
+    odd = tmp_path / "caf\udce9.csv"  # bytes that are not UTF-8
+    if sys.platform == "linux":
+        odd.write_bytes(b"a,b\n1,2\n")
+        with pytest.raises(UserError, match=r"has a name or a folder that is not UTF-8; rename it"):
+            read_header(odd)
     with pytest.raises(UserError, match=r"'t.csv' has no column 'titel'; did you mean 'title'. its columns: 'id'"):
         check_columns(["id", "titel"], ["id", "title"], "t.csv")
 

@@ -84,13 +84,15 @@ def table_format(path: Path) -> str:
     """``csv``, ``parquet`` or ``jsonl``, by the file's name.
 
     Raises:
-        UserError: If the file does not exist, is a folder, is empty or has another ending.
+        UserError: If the file does not exist, is a folder, is empty, or has another ending or a name that is not UTF-8.
     """
     if not path.exists():
         near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
         raise UserError(f"table '{path}' does not exist{near}")
     if path.is_dir():
         raise UserError(f"table '{path}' is a folder; name the .csv, .parquet or .jsonl file in it")
+    if any("\ud800" <= sign <= "\udfff" for sign in str(path)):
+        raise UserError(f"table '{path}' has a name or a folder that is not UTF-8; rename it")
     if path.stat().st_size == 0:
         raise UserError(f"table '{path}' is empty (0 bytes)")
     suffixes = [s.lstrip(".").lower() for s in path.suffixes]

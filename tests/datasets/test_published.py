@@ -14,6 +14,7 @@ from polyfuse.datasets.annotations import locate, read_document, share_box
 from polyfuse.datasets.mm_imdb import GENRES
 from polyfuse.datasets.published import PUBLISHED, PublishedRows, Row, prepared_home, read_published
 from polyfuse.errors import UserError
+from polyfuse.evaluate.vqa import vqa_accuracy
 
 from . import published_files as files
 
@@ -240,6 +241,19 @@ def test_vqa_v2_with_answers_missing(tmp_path: Path) -> None:
         ("answer", "not 10 answers"): 1, ("answer", "not answered"): 2, ("answer", "unknown question"): 1,
         ("answer", "no v2_mscoco_val2014_annotations.json"): 1,
     }  # fmt: skip
+
+
+def test_an_empty_answer_is_one_of_the_ten(tmp_path: Path) -> None:
+    path = files.vqa(tmp_path) / "v2_mscoco_train2014_annotations.json"
+    document = json.loads(path.read_text())
+    for entry, text in zip(document["annotations"][0]["answers"], ["net"] * 3 + [""] * 7, strict=True):
+        entry["answer"] = text
+    document["annotations"][1]["answers"][4] = {"answer_id": 5}
+    files.dump(path, document)
+    rows, source = rows_of("vqa_v2", tmp_path)
+    assert rows[0].answers == ("net",) * 3 + ("",) * 7
+    assert vqa_accuracy("net", rows[0].answers) == pytest.approx(0.9)  # of ten; of three it would be 1
+    assert kinds(source) == {("answer", "not 10 answers"): 1}
 
 
 @pytest.mark.parametrize(

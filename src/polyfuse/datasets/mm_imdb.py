@@ -5,7 +5,8 @@ Source: Arevalo et al. 2017, "Gated multimodal units", https://arxiv.org/abs/170
 in ``multimodal_imdb.hdf5`` (read in blocks; needs h5py). What the HDF5 file holds besides its arrays is as
 ``make_dataset.py`` of johnarevalo/gmu-mmimdb writes it: ids, names of the genres, and the split.
 
-A film has several plots. The paper's text, and that of MMBT (``scripts/mmimdb.py``), is the longest one.
+A film has several plots. The paper's text, and that of MMBT (``scripts/mmimdb.py``), is the longest one. A row for each
+plot counts a film several times (https://github.com/YiLunLee/missing_aware_prompts/issues/27).
 """
 
 import importlib

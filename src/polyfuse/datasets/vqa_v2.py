@@ -65,9 +65,10 @@ def _answers(path: Path | None, problems: Problems) -> dict[int, tuple[tuple[str
     found: dict[int, tuple[tuple[str, ...], str, str]] = {}
     document: dict[str, Any] = read_document(path, "annotations")
     for _, entry in records(document, "annotations", problems, question_id=int, answers=list):
-        given = [clean_text(a.get("answer")) if isinstance(a, dict) else "" for a in entry["answers"]]
+        # An empty answer is one of the ten: without it the others would count more than the challenge says.
+        given = [a["answer"] for a in entry["answers"] if isinstance(a, dict) and isinstance(a.get("answer"), str)]
         found[entry["question_id"]] = (
-            tuple(text for text in given if text),
+            tuple(clean_text(text) for text in given),
             clean_text(entry.get("multiple_choice_answer")),
             clean_text(entry.get("answer_type")),
         )

@@ -11,7 +11,7 @@ from polyfuse.data.spec import ModalitySpec, TargetSpec
 from polyfuse.datasets import DataSet
 from polyfuse.errors import UserError
 from polyfuse.studies.arms import Plan
-from polyfuse.studies.bench import Size, Study
+from polyfuse.studies.study import Size, Study
 
 NAMES, WIDTH = ("a", "b"), 5
 

@@ -10,7 +10,7 @@ import numpy as np
 from polyfuse.errors import UserError
 from polyfuse.report.study_tables import Table
 from polyfuse.report.task_page import Chart, Example
-from polyfuse.studies.task_bench import Outcome, TaskJob, TaskStudy
+from polyfuse.studies.task_jobs import Outcome, TaskJob, TaskStudy
 from polyfuse.studies.task_records import Column, Records, curve_chart, figure_table, gap_table, setting_chart
 
 ROWS = 53

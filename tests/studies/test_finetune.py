@@ -22,7 +22,8 @@ from polyfuse.studies.finetune import (
     thaw,
     verdict,
 )
-from polyfuse.studies.task_bench import TaskJob, run_task_study
+from polyfuse.studies.task_bench import run_task_study
+from polyfuse.studies.task_jobs import TaskJob
 from polyfuse.studies.task_records import SCHEMA, Records, read_records
 from polyfuse.tasks.model import TaskModel
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from polyfuse.studies.selfsup import ALONE, LONG, PRETRAIN, SELFSUP, SHARES, SHORT, SIZES, TUNED, arm_of, jobs, verdict
-from polyfuse.studies.task_bench import TaskJob, needs_of, run_task_study
+from polyfuse.studies.task_bench import run_task_study
+from polyfuse.studies.task_jobs import TaskJob, needs_of
 from polyfuse.studies.task_records import SCHEMA, Records, read_records
 
 

@@ -9,10 +9,10 @@ from polyfuse.datasets import DATASETS, DataSet, load_dataset
 from polyfuse.datasets.variants import apply
 from polyfuse.studies import aecf, choice, imbalance
 from polyfuse.studies.arms import Plan, Task, train_plan
-from polyfuse.studies.bench import Size
 from polyfuse.studies.floors import linear_floors
 from polyfuse.studies.jobs import Place
 from polyfuse.studies.registry import STUDIES
+from polyfuse.studies.study import Size
 
 SIZE = Size(steps=2, tries=3)
 

@@ -34,7 +34,8 @@ from polyfuse.report.task_page import (
     task_html,
 )
 from polyfuse.studies.registry import TASK_STUDIES, every_study, study_named
-from polyfuse.studies.task_bench import Outcome, TaskJob, run_task_study
+from polyfuse.studies.task_bench import run_task_study
+from polyfuse.studies.task_jobs import Outcome, TaskJob
 from polyfuse.studies.task_records import SCHEMA, Column, Gap, Records, figure_table, gap_words, read_records
 
 

@@ -11,7 +11,7 @@ from polyfuse.studies.arms_aecf import (
     fusion_arms,
     recipe_arms,
 )
-from polyfuse.studies.bench import Size, Study
+from polyfuse.studies.study import Size, Study
 from polyfuse.studies.tables import Questions
 
 DATASETS = (

@@ -10,8 +10,8 @@ from polyfuse.config import PLAIN, EncoderConfig, ModelConfig, TrainConfig
 from polyfuse.datasets import DataSet
 from polyfuse.studies.aecf_reference import AecfReference
 from polyfuse.studies.arms import Plan
-from polyfuse.studies.bench import Size
 from polyfuse.studies.floors import linear_floors
+from polyfuse.studies.study import Size
 
 REFERENCE, DEFAULT = "reference", "default"
 WIDTH, HIDDEN, RATE, CORRUPTION = 64, 128, 0.5, 0.15

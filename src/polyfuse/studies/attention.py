@@ -35,7 +35,7 @@ from polyfuse.studies.answering import (
 )
 from polyfuse.studies.attention_page import MAPS, SIZES, SPEED, charts, tables, verdict
 from polyfuse.studies.fusion_vqa import world_options
-from polyfuse.studies.task_bench import Outcome, TaskJob, TaskStudy
+from polyfuse.studies.task_jobs import Outcome, TaskJob, TaskStudy
 from polyfuse.tasks.backbones import MultimodalBackbone
 from polyfuse.tasks.batch import TaskBatch
 from polyfuse.tasks.model import TaskModel

@@ -15,7 +15,7 @@ from polyfuse.data.keyed import key_of, uniform
 from polyfuse.datasets import DataSet, load_dataset
 from polyfuse.studies.arms import Plan
 from polyfuse.studies.arms_aecf import CORRUPTION, make
-from polyfuse.studies.bench import Size, Study
+from polyfuse.studies.study import Size, Study
 from polyfuse.studies.tables import Questions
 
 _HELD = 0.2

@@ -14,7 +14,7 @@ import numpy as np
 from polyfuse.layers.lora import add_lora
 from polyfuse.report.study_tables import Table
 from polyfuse.report.task_page import Chart, Example
-from polyfuse.studies.task_bench import Outcome, TaskJob, TaskStudy, paragraphs
+from polyfuse.studies.task_jobs import Outcome, TaskJob, TaskStudy, paragraphs
 from polyfuse.studies.task_records import Column, Records, curve_chart, figure_table, gap_table, gap_words, show
 from polyfuse.studies.task_worlds import (
     World,

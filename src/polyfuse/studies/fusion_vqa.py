@@ -31,7 +31,7 @@ from polyfuse.studies.answering import (
     words_alone,
 )
 from polyfuse.studies.fusion_vqa_page import COUNTED, PICTURE, SIZES, TOGETHER, WORDS, charts, tables, verdict
-from polyfuse.studies.task_bench import Outcome, TaskJob, TaskStudy
+from polyfuse.studies.task_jobs import Outcome, TaskJob, TaskStudy
 from polyfuse.tasks.model import TaskModel
 
 #: Arguments of the backbone: where the layers stand decides how many there are, four sets of weights in each.

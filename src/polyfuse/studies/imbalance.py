@@ -9,8 +9,8 @@ from typing import Any
 from polyfuse.datasets import DataSet
 from polyfuse.studies.arms import Plan
 from polyfuse.studies.arms_aecf import make
-from polyfuse.studies.bench import Size, Study
 from polyfuse.studies.floors import linear_floors
+from polyfuse.studies.study import Size, Study
 from polyfuse.studies.tables import Questions
 
 BEFORE = "joint"

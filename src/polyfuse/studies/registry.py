@@ -7,14 +7,16 @@ from polyfuse.errors import UserError
 from polyfuse.registry import Registry
 from polyfuse.studies.aecf import AECF
 from polyfuse.studies.attention import ATTENTION
-from polyfuse.studies.bench import Study, run_study
+from polyfuse.studies.bench import run_study
 from polyfuse.studies.choice import CHOICE
 from polyfuse.studies.finetune import FINETUNE
 from polyfuse.studies.fusion_vqa import FUSION_VQA
 from polyfuse.studies.imbalance import IMBALANCE
 from polyfuse.studies.results import StudyResult
 from polyfuse.studies.selfsup import SELFSUP
-from polyfuse.studies.task_bench import TaskStudy, run_task_study
+from polyfuse.studies.study import Study
+from polyfuse.studies.task_bench import run_task_study
+from polyfuse.studies.task_jobs import TaskStudy
 
 STUDIES = Registry("study", {"aecf": AECF, "choice": CHOICE, "imbalance": IMBALANCE})
 """Many arms on many data sets (``bench.py``)."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from polyfuse.report.study_tables import Cell, Table
 from polyfuse.report.task_page import Chart
-from polyfuse.studies.task_bench import Outcome, TaskJob, TaskStudy, paragraphs
+from polyfuse.studies.task_jobs import Outcome, TaskJob, TaskStudy, paragraphs
 from polyfuse.studies.task_records import (
     Column,
     Records,

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from polyfuse.data.fetch import path_of
 from polyfuse.encoders.efficientnet_lite import EfficientNetLite0, same_padding
-from polyfuse.encoders.pretrained import PRETRAINED, extract_features, load_pretrained
+from polyfuse.encoders.pretrained import PRETRAINED, EfficientNetCells, extract_features, load_pretrained
 from polyfuse.encoders.wordllama import WordLlama
 from polyfuse.errors import UserError
+from polyfuse.tasks.sources_pairs import cell_regions
 
 
 def needs(name: str) -> pytest.MarkDecorator:
@@ -65,6 +66,42 @@ def test_efficientnet_loads_by_position_and_refuses_what_does_not_fit() -> None:
     swapped[0], swapped[1] = swapped[1], swapped[0]
     with pytest.raises(ValueError, match=r"'stem\.conv\.weight' must be \(32, 3, 3, 3\), got 'other\.1' of \(32,\)"):
         network.load_original(dict(swapped))
+
+
+def test_efficientnet_cells_are_places_of_the_maps_of_stride_8_and_16() -> None:
+    torch.manual_seed(0)
+    network = EfficientNetLite0()
+    maps: dict[int, torch.Tensor] = {}
+    for block in network.blocks:
+        block.register_forward_hook(lambda _, __, out: maps.__setitem__(out.shape[1], out))
+    pixels = torch.randint(0, 256, (2, 3, 48, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        network.features(pixels)
+        fine, coarse = maps[40], maps[112]
+        found = network.grid(pixels)
+    assert found.shape == (2, network.grid_width, 3, 4)
+    assert fine.shape[2:] == (6, 8)
+    torch.testing.assert_close(found[:, 160:], coarse)
+    wanted = torch.stack([fine[:, :, 4:6, 2:4].flatten(2)[:, channel] for channel in range(40)], dim=1)
+    torch.testing.assert_close(found[:, :160, 2, 1], wanted.flatten(1))
+    with pytest.raises(ValueError, match="sides must be multiples of 16 pixels, got 40 x 64"):
+        network.grid(pixels[:, :, :40])
+
+
+def test_cells_of_pictures_become_regions_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    torch.save(EfficientNetLite0().state_dict(), tmp_path / "random.pth")
+    monkeypatch.setattr("polyfuse.data.fetch.fetch", lambda name: tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    found = cell_regions(images)
+    assert found.features.shape == (3, 4, 272)
+    assert found.mask.all()
+    assert found.boxes[2].tolist() == [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]]
+    with torch.no_grad():
+        wanted = EfficientNetCells(tmp_path, 32).network.grid(torch.from_numpy(images).permute(0, 3, 1, 2))
+    torch.testing.assert_close(torch.from_numpy(found.features[:, 2]), wanted[:, :, 1, 0])
+    with pytest.raises(UserError, match="side must be a multiple of 16 for features of cells, got 40"):
+        cell_regions(np.zeros((1, 40, 40, 3), dtype=np.uint8))
 
 
 @pytest.mark.weights

@@ -20,6 +20,9 @@ _STAGES = (  # kernel, stride, expansion, channels out, repeats
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
+_BLOCKS_TO_STRIDE_8, _BLOCKS_TO_STRIDE_16 = 5, 11
+CELL = 16
+"""Pixels of a cell of ``EfficientNetLite0.grid``."""
 
 
 class EfficientNetLite0(nn.Module):
@@ -34,6 +37,7 @@ class EfficientNetLite0(nn.Module):
     """
 
     width = 1280
+    grid_width = 272
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
@@ -55,9 +59,27 @@ class EfficientNetLite0(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Mean over the last map: ``(B, 3, H, W)`` uint8 to ``(B, 1280)``."""
+        return self.head(self.blocks(self._begun(pixels))).mean(dim=(2, 3))
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        """Features of cells of 16 pixels: ``(B, 3, H, W)`` uint8 to ``(B, 272, H/16, W/16)``.
+
+        The four 40-d places of the map of stride 8 that lie in a cell, and its 112-d place in that of stride 16.
+        Source: grid features for questions about pictures, https://arxiv.org/abs/2001.03615.
+
+        Raises:
+            ValueError: If a side is no multiple of 16.
+        """
+        height, width = pixels.shape[2:]
+        if height % CELL or width % CELL:
+            raise ValueError(f"sides must be multiples of {CELL} pixels, got {height} x {width}")
+        coarser = self.blocks[:_BLOCKS_TO_STRIDE_8](self._begun(pixels))
+        coarsest = self.blocks[_BLOCKS_TO_STRIDE_8:_BLOCKS_TO_STRIDE_16](coarser)
+        return torch.cat([F.pixel_unshuffle(coarser, 2), coarsest], dim=1)
+
+    def _begun(self, pixels: Tensor) -> Tensor:
         x = (pixels.to(self.classifier.weight.dtype) - 127.0) / 128.0
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        return self.head(self.blocks(x)).mean(dim=(2, 3))
+        return self.stem(x.contiguous(memory_format=torch.channels_last))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """ImageNet logits ``(B, 1000)`` of ``(B, 3, H, W)`` uint8."""

@@ -3,9 +3,9 @@
 In a run a pretrained modality is a ``vector`` input; ``polyfuse weights fetch NAME`` brings the weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ import torch
 from polyfuse.encoders.features import FrozenFeatures, FrozenNetwork, digest_of
 from polyfuse.errors import UserError
 from polyfuse.registry import Registry
+
+if TYPE_CHECKING:
+    from polyfuse.encoders.efficientnet_lite import EfficientNetLite0
 
 _PICTURES_AT_ONCE = 16
 
@@ -32,31 +35,71 @@ class EfficientNetFeatures:
     size: int | None = 224
 
     def __init__(self, folder: Path) -> None:
-        from polyfuse.encoders.efficientnet_lite import EfficientNetLite0
-
-        files = sorted(folder.glob("*.pth"))
-        if len(files) != 1:
-            raise UserError(f"{folder} must hold one .pth file, got {[f.name for f in files]}; fetch it again")
-        self.network = EfficientNetLite0()
-        self.network.load_original(torch.load(files[0], map_location="cpu", weights_only=True))
+        self.network, self.weights_digest = _efficientnet(folder)
         self.width = self.network.width
-        self.weights_digest = digest_of(files)
 
     @torch.inference_mode()
     def compute(self, items: Sequence[np.ndarray]) -> np.ndarray:
         """``(N, 1280)`` float32; images of one size go through together."""
         out = np.zeros((len(items), self.width), dtype=np.float32)
-        shapes: dict[tuple[int, ...], list[int]] = {}
-        for row, item in enumerate(items):
-            if isinstance(item, str):
-                raise UserError(f"'{self.name}' is an image network: it cannot encode texts")
-            shapes.setdefault(item.shape, []).append(row)
-        for rows in shapes.values():
-            for start in range(0, len(rows), _PICTURES_AT_ONCE):
-                part = rows[start : start + _PICTURES_AT_ONCE]
-                pixels = torch.from_numpy(np.stack([items[i] for i in part])).permute(0, 3, 1, 2)
-                out[part] = self.network.features(pixels).numpy()
+        for rows, pixels in _by_size(self.name, items):
+            out[rows] = self.network.features(pixels).numpy()
         return out
+
+
+class EfficientNetCells:
+    """Features of the cells of 16 pixels of EfficientNet-Lite0, row by row, for pictures of one side.
+
+    Args:
+        folder: Holds the one ``.pth`` of the original package.
+        side: Pixels of the pictures, a multiple of 16.
+
+    Raises:
+        UserError: If the folder does not hold it, or the side is none.
+    """
+
+    kind = "image"
+    size: int | None
+
+    def __init__(self, folder: Path, side: int) -> None:
+        from polyfuse.encoders.efficientnet_lite import CELL
+
+        if side < CELL or side % CELL:
+            raise UserError(f"side must be a multiple of {CELL} for features of cells, got {side}")
+        self.network, self.weights_digest = _efficientnet(folder)
+        self.name, self.size = f"efficientnet_lite0_cells_{side}", side
+        self.width = (side // CELL) ** 2 * self.network.grid_width
+
+    @torch.inference_mode()
+    def compute(self, items: Sequence[np.ndarray]) -> np.ndarray:
+        """``(N, cells * 272)`` float32, cell by cell."""
+        out = np.zeros((len(items), self.width), dtype=np.float32)
+        for rows, pixels in _by_size(self.name, items):
+            out[rows] = self.network.grid(pixels).flatten(2).transpose(1, 2).flatten(1).numpy()
+        return out
+
+
+def _efficientnet(folder: Path) -> tuple["EfficientNetLite0", str]:
+    from polyfuse.encoders.efficientnet_lite import EfficientNetLite0
+
+    files = sorted(folder.glob("*.pth"))
+    if len(files) != 1:
+        raise UserError(f"{folder} must hold one .pth file, got {[f.name for f in files]}; fetch it again")
+    network = EfficientNetLite0()
+    network.load_original(torch.load(files[0], map_location="cpu", weights_only=True))
+    return network, digest_of(files)
+
+
+def _by_size(name: str, items: Sequence[np.ndarray]) -> Iterator[tuple[list[int], torch.Tensor]]:
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for row, item in enumerate(items):
+        if isinstance(item, str):
+            raise UserError(f"'{name}' is an image network: it cannot encode texts")
+        shapes.setdefault(item.shape, []).append(row)
+    for rows in shapes.values():
+        for start in range(0, len(rows), _PICTURES_AT_ONCE):
+            part = rows[start : start + _PICTURES_AT_ONCE]
+            yield part, torch.from_numpy(np.stack([items[row] for row in part])).permute(0, 3, 1, 2)
 
 
 def _wordllama(folder: Path) -> FrozenNetwork:

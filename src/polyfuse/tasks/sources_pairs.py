@@ -9,11 +9,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from polyfuse.cache import cache_dir
 from polyfuse.datasets.pairs import PAIRS, ImageTextPairs, same_words
 from polyfuse.errors import UserError, require
-from polyfuse.tasks.batch import TaskData
+from polyfuse.tasks.batch import Regions, TaskData
+from polyfuse.tasks.stem import cell_boxes
 
 
 def emoji(*, side: int = 64, split: int = 0, style: str = "fluent") -> TaskData:
@@ -175,16 +177,17 @@ def asked_of(name: str) -> list[tuple[str, str, str]]:
     return found
 
 
-def easy_vqa(*, side: int = 64, validation: int = 500, seed: int = 0) -> TaskData:
+def easy_vqa(*, side: int = 64, validation: int = 500, seed: int = 0, regions: bool = False) -> TaskData:
     """easy-VQA: 5,000 drawn shapes with 48,248 questions; kinds are shape, colour and yes/no.
 
     Args:
         side: Pixels S; the pictures have 64.
         validation: Training pictures held out; the test part is the package's own.
         seed: Which are held out.
+        regions: Whether models read features of cells of 16 pixels, by a frozen EfficientNet-Lite0, in place of pixels.
 
     Raises:
-        UserError: If the package cannot be fetched.
+        UserError: If the package, or the network of ``regions``, cannot be fetched, or S does not suit it.
     """
     from polyfuse.datasets.easy_vqa import load_easy_vqa
 
@@ -198,4 +201,31 @@ def easy_vqa(*, side: int = 64, validation: int = 500, seed: int = 0) -> TaskDat
         ids=found.image_of.astype(np.int64),
         answers=found.answers,
         kinds=found.kinds,
+        regions=cell_regions(found.images) if regions else None,
     )
+
+
+def cell_regions(images: np.ndarray) -> Regions:
+    """Cells of 16 pixels as regions: what a frozen EfficientNet-Lite0 sees there, kept on disk.
+
+    Source: grid features, https://arxiv.org/abs/2001.03615.
+
+    Args:
+        images: ``(P, S, S, 3)`` uint8, S a multiple of 16.
+
+    Returns:
+        ``(P, (S/16)^2, 272)`` features, no classes.
+
+    Raises:
+        UserError: If the weights cannot be fetched, or S does not suit.
+    """
+    from polyfuse.data.fetch import fetch
+    from polyfuse.encoders.efficientnet_lite import CELL
+    from polyfuse.encoders.features import FrozenFeatures
+    from polyfuse.encoders.pretrained import EfficientNetCells
+
+    network = EfficientNetCells(fetch("efficientnet_lite0"), images.shape[1])
+    grid = images.shape[1] // CELL
+    features = FrozenFeatures(network)(list(images)).reshape(len(images), grid**2, -1)
+    boxes = np.broadcast_to(cell_boxes(grid, torch.device("cpu")).numpy(), (len(images), grid**2, 4))
+    return Regions(features, boxes, np.ones(features.shape[:2], dtype=bool))

@@ -92,6 +92,20 @@ def test_outlines_are_dropped_while_a_file_is_parsed_and_the_collector_is_left_a
         assert gc.isenabled() == before
 
 
+def test_pictures_of_2014_are_found_among_those_of_2017(tmp_path: Path) -> None:
+    names = ["COCO_val2014_000000000042.jpg", "COCO_train2014_000000000009.jpg", "COCO_test2014_000000000001.jpg"]
+    files.karpathy(tmp_path / "dataset_coco.json", "coco", [(n, "test", {"filepath": n[5:-17]}) for n in names])
+    for place in ("train2017/000000000042.jpg", "val2017/000000000009.jpg", "val2017/000000000001.jpg"):
+        files.picture(tmp_path / "images" / place)  # in other parts than in 2014; test pictures are others
+    rows, source = rows_of("coco_karpathy", tmp_path)
+    assert [row.image and row.image.relative_to(tmp_path.resolve()).as_posix() for row in rows] == [
+        "images/train2017/000000000042.jpg", "images/val2017/000000000009.jpg", None,
+    ]  # fmt: skip
+    assert kinds(source) == {("picture", "missing file"): 1}
+    own = files.picture(tmp_path / "val2014" / names[0])
+    assert next(iter(read_published("coco_karpathy", tmp_path))).image == own.resolve()
+
+
 def test_coco_needs_one_year_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"coco_captions' must have 'captions_train2014.json' or .* found none"):
         list(read_published("coco_captions", tmp_path))

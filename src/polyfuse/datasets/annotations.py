@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import os
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 #: Annotation files are parsed whole; this bounds what is parsed. The largest published one has 0.5 GB.
 MAX_JSON_BYTES = 2 << 30
 _MOST_FOLDERS = 64
+_COCO_2014 = re.compile(r"(?:^|/)COCO_(?:train|val)2014_(\d{12}\.jpg)$")
+_COCO_2017 = ("train2017", "val2017", "images/train2017", "images/val2017")
 Box = tuple[float, float, float, float]
 
 
@@ -53,6 +56,8 @@ class Pictures:
     """Finds picture files by name. A name never leads out of the folder it is looked for in.
 
     Folders may be links, as where several data sets share their pictures; files may not lead out of their folder.
+    COCO's training and validation pictures of 2014 are those of 2017 under other names and in other parts
+    (https://github.com/chainer/chainercv/issues/651): where one lacks, it is looked for among those.
 
     Args:
         folder: Of the data set.
@@ -64,6 +69,7 @@ class Pictures:
         roots = (folder, *folders_below(folder))
         found = dict.fromkeys(root / place for place in places for root in roots if (root / place).is_dir())
         self.places = list(found)
+        self.newer = [root / place for place in _COCO_2017 for root in roots if (root / place).is_dir()]
         self.problems = problems
         self.folders: dict[Path, Reading] = {}
         self.last: tuple[str, Path] | None = None
@@ -76,9 +82,11 @@ class Pictures:
         if self.last is not None and self.last[0] == name:  # neighbouring rows ask about one picture
             return self.last[1]
         broken = Broken("missing file")
-        for place in self.places:
+        older = _COCO_2014.search(name) if self.newer else None
+        tries = [(place, name) for place in self.places] + [(place, older[1]) for place in self.newer if older]
+        for place, file in tries:
             try:
-                self.last = name, self._found(place, name)
+                self.last = name, self._found(place, file)
                 return self.last[1]
             except Broken as error:
                 if error.kind != "missing file":

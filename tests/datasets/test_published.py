@@ -111,11 +111,19 @@ def test_coco_needs_one_year_that_is_there(tmp_path: Path) -> None:
         list(read_published("coco_captions", tmp_path))
     files.coco(tmp_path, 2014)
     files.coco(tmp_path, 2017)
-    with pytest.raises(UserError, match="2014 and 2017; say which with year="):
+    with pytest.raises(UserError, match="2014 and 2017, and pictures of both; say which with year="):
         list(read_published("coco_captions", tmp_path))
     assert len(list(read_published("coco_captions", tmp_path, year=2017))) == 3
     with pytest.raises(UserError, match=r"year must be one of .* got 2015"):
         list(read_published("coco_captions", tmp_path, year=2015))
+    for split in ("train2014", "val2014"):
+        (tmp_path / split).rename(tmp_path / f"away_{split}")
+    rows, _ = rows_of("coco_captions", tmp_path)  # all annotations, the pictures of one year
+    assert rows == list(read_published("coco_captions", tmp_path, year=2017))
+    (tmp_path / "train2017").rename(tmp_path / "away")
+    (tmp_path / "val2017").rename(tmp_path / "away_too")
+    with pytest.raises(UserError, match="pictures of neither"):
+        list(read_published("coco_captions", tmp_path))
 
 
 @pytest.mark.parametrize(

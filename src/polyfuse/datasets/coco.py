@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from polyfuse.data.problems import Problems
-from polyfuse.datasets.annotations import Box, Pictures, clean_text, locate, read_document, records, share_box, shown
+from polyfuse.datasets.annotations import (
+    Box,
+    Pictures,
+    clean_text,
+    folders_below,
+    locate,
+    read_document,
+    records,
+    share_box,
+    shown,
+)
 from polyfuse.datasets.published import TRAIN, VALIDATION, Row, needed
 from polyfuse.errors import UserError
 
@@ -25,7 +35,7 @@ def read_captions(folder: Path, problems: Problems, *, year: int | None = None) 
     Args:
         folder: Holds ``annotations/captions_train2014.json`` and its kin, and the pictures in ``train2014`` and so on.
         problems: Filled on the way.
-        year: 2014 or 2017; None = the one that is there.
+        year: 2014 or 2017; None = the one that is there, of both the one whose pictures are.
 
     Raises:
         UserError: If no annotation file is there, those of both years are, or one is no such JSON.
@@ -57,7 +67,7 @@ def read_instances(folder: Path, problems: Problems, *, year: int | None = None,
     Args:
         folder: Holds ``annotations/instances_train2014.json`` and its kin, and the pictures.
         problems: Filled on the way.
-        year: 2014 or 2017; None = the one that is there.
+        year: 2014 or 2017; None = the one that is there, of both the one whose pictures are.
         crowds: Keep the boxes around crowds of things; else they are counted and left out.
 
     Raises:
@@ -109,7 +119,19 @@ def _files(name: str, what: str, folder: Path, year: int | None) -> Iterator[tup
         names = [f"{what}_{split}{one}.json" for split, one, _ in files]
         needed(name, folder, *names)
     if len({one for _, one, _ in there}) > 1:
-        raise UserError(f"'{folder}' has '{what}' of {' and '.join(map(str, YEARS))}; say which with year=")
+        roots = (folder, *folders_below(folder))
+        pictured = {
+            one
+            for _, one, _ in there
+            for split, _ in SPLITS
+            if any((root / place / f"{split}{one}").is_dir() for root in roots for place in ("", "images"))
+        }
+        if len(pictured) != 1:
+            raise UserError(
+                f"'{folder}' has '{what}' of {' and '.join(map(str, YEARS))}, and pictures of "
+                f"{'both' if pictured else 'neither'}; say which with year=, or leave one year's files there"
+            )
+        there = {key: path for key, path in there.items() if key[1] in pictured}
     for (split, one, part), path in there.items():
         yield f"{split}{one}", part, path
 

@@ -1,6 +1,7 @@
 """Exit status, the two streams and one sentence for every mistake: what a shell sees."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -100,6 +101,21 @@ def test_what_can_be_fetched_is_listed_where_it_is_fetched(capsys: pytest.Captur
         assert cli.run([group, "list"]) == cli.run(["list", kind]) == 0
         out = capsys.readouterr().out
         assert out[: len(out) // 2] == out[len(out) // 2 :] != ""
+
+
+@pytest.mark.parametrize("kind", ["fusions", "encoders", "models", "datasets", "studies", "weights"])
+@pytest.mark.parametrize("columns", [80, 120])
+def test_lists_fit_the_terminal_and_show_no_markup(
+    kind: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert cli.run(["list", kind]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    assert "``" not in out
+    assert cli.run(["list", kind, "--json"]) == 0
+    names = list(json.loads(capsys.readouterr().out))
+    assert [line.split()[0] for line in out.splitlines() if not line.startswith(" ")] == names
 
 
 def test_a_missing_package_is_named_with_the_line_that_installs_it(

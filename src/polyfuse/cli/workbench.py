@@ -177,7 +177,7 @@ def list_parts(
 ) -> None:
     """List the parts that a config can name."""
     from polyfuse.run import list_parts as parts
+    from polyfuse.run.columns import described
 
     rows = parts(kind)
-    width = max((len(name) for name in rows), default=0)
-    emit(rows, as_json, lambda: "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items()))
+    emit(rows, as_json, lambda: "\n".join(described(rows)))

@@ -1,6 +1,7 @@
 """What `polyfuse list` prints, and what `polyfuse data fetch` makes ready."""
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -86,4 +87,5 @@ def _sized(builder: Any) -> str:
 
 
 def _first_line(part: Any) -> str:
-    return (inspect.getdoc(part) or "").partition("\n")[0]
+    line = (inspect.getdoc(part) or "").partition("\n")[0]
+    return re.sub(r"(?<!\w)\*(\w+)\*(?!\w)", r"\1", line.replace("``", ""))  # a terminal renders no markup

@@ -12,10 +12,9 @@ from polyfuse.config import (
     describe,
     load_config,
     make_config,
-    save_config,
     to_dict,
-    to_yaml,
 )
+from polyfuse.config_values import save_config, to_yaml
 from polyfuse.errors import UserError
 
 DATA = {

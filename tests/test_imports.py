@@ -17,7 +17,7 @@ RANKS = [
     {"errors", "registry", "cache", "files", "yaml_text"},
     {"functional", "layers"},
     {"data", "encoders", "fusion", "heads", "losses"},
-    {"models", "config", "task_config", "finetune_config", "datasets"},
+    {"models", "config", "config_values", "task_config", "finetune_config", "datasets"},
     {"train", "evaluate", "calibrate", "tasks"},
     {"report"},
     {"studies"},

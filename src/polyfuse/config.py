@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from polyfuse.data.schema import DataConfig, nearest, validate
-from polyfuse.errors import UserError
-from polyfuse.yaml_text import dump_yaml, parse_yaml
+from polyfuse.config_values import config_of, read_values, to_dict
+from polyfuse.data.schema import DataConfig, nearest
 
 
 def _plain(value: Any) -> Any:
@@ -324,13 +323,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: If the file is missing, is not YAML, or breaks a rule: the sentence names the key, the rule, the
             value and the nearest known key.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UserError(f"cannot read the config '{path}': {reason}") from None
-    return make_config(parse_yaml(text, f"'{path}'"), overrides)
+    return make_config(read_values(path), overrides)
 
 
 def make_config(values: Mapping[str, Any] | RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
@@ -348,27 +341,7 @@ def make_config(values: Mapping[str, Any] | RunConfig, overrides: Sequence[str] 
         polyfuse.errors.UserError: unknown key 'train.learning_rat' (value 0.001); known: ...
     """
     tree = to_dict(values) if isinstance(values, RunConfig) else values
-    if not isinstance(tree, Mapping):
-        raise UserError(f"a config must be a mapping with 'data', 'model', 'train', ..., got {type(tree).__name__}")
-    result = {key: value for key, value in tree.items() if value is not None}  # "train:" with nothing under it
-    for override in overrides:
-        _override(result, override)
-    return validate(RunConfig, result)
-
-
-def to_dict(config: BaseModel) -> dict[str, Any]:
-    """Plain values, for YAML or JSON, in the order of the fields."""
-    return config.model_dump(mode="json")
-
-
-def to_yaml(config: BaseModel) -> str:
-    """The whole config as YAML; ``load_config`` gives it back."""
-    return dump_yaml(to_dict(config))
-
-
-def save_config(config: RunConfig, path: Path) -> None:
-    """Write ``to_yaml`` to ``path``."""
-    path.write_text(to_yaml(config), encoding="utf-8")
+    return config_of(RunConfig, tree, overrides, "'data', 'model', 'train', ...")
 
 
 def describe(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[tuple[str, str, str]]:
@@ -396,23 +369,3 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     text = str(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    """Set one dotted key, copying the mappings on the way."""
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise UserError(f"an override must read key=value, such as train.lr=1e-3, got '{override}'")
-    if parts[0] not in RunConfig.model_fields:
-        hint = nearest(parts[0], RunConfig.model_fields) or f"; known: {', '.join(RunConfig.model_fields)}"
-        raise UserError(f"unknown key '{key}' (value '{text}'){hint}")
-    here = tree
-    for number, part in enumerate(parts[:-1]):
-        inner = here.get(part)
-        if inner is not None and not isinstance(inner, Mapping):
-            above = ".".join(parts[: number + 1])
-            raise UserError(f"cannot set '{key}': '{above}' is the value {inner!r}, it has no keys below it")
-        here[part] = dict(inner or {})
-        here = here[part]
-    here[parts[-1]] = parse_yaml(text, f"the value of '{key}'")

@@ -1,19 +1,17 @@
 """The configuration of a fine-tuning run: a task, its rows, what of a model trains, and how long.
 
-Read from YAML and overridden by dotted keys, as ``task_config.py`` does for pre-training.
+Read from YAML and overridden by dotted keys, as every config.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from polyfuse.config import Float, Int, _Frozen
-from polyfuse.data.schema import nearest, validate
-from polyfuse.errors import UserError
-from polyfuse.task_config import LoopConfig, TaskModelConfig, WordsConfig, _with
-from polyfuse.yaml_text import parse_yaml
+from polyfuse.config_values import config_of, read_values
+from polyfuse.task_config import LoopConfig, TaskModelConfig, WordsConfig
 
 TaskName = Literal[
     "classification", "vqa", "entailment", "captioning", "retrieval", "grounding", "sentiment", "regression"
@@ -125,13 +123,7 @@ def load_finetune_config(path: Path | str, overrides: Sequence[str] = ()) -> Fin
     Raises:
         UserError: If the file is missing, is not YAML, or breaks a rule.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UserError(f"cannot read the config '{path}': {reason}") from None
-    return make_finetune_config(parse_yaml(text, f"'{path}'"), overrides)
+    return make_finetune_config(read_values(path), overrides)
 
 
 def make_finetune_config(values: Any, overrides: Sequence[str] = ()) -> FinetuneConfig:
@@ -148,17 +140,4 @@ def make_finetune_config(values: Any, overrides: Sequence[str] = ()) -> Finetune
         Traceback (most recent call last):
         polyfuse.errors.UserError: unknown key 'frezze' (value '[stem]'); did you mean 'freeze'?
     """
-    if not isinstance(values, Mapping):
-        raise UserError(f"a config must be a mapping with 'task', 'data', 'train', got {type(values).__name__}")
-    tree: Any = {key: value for key, value in values.items() if value is not None}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        parts = key.strip().split(".")
-        if not equals or not all(parts):
-            raise UserError(f"an override must read key=value, such as train.lr=1e-3, got '{override}'")
-        if parts[0] not in FinetuneConfig.model_fields:
-            known = ", ".join(FinetuneConfig.model_fields)
-            hint = nearest(parts[0], FinetuneConfig.model_fields) or f"; known: {known}"
-            raise UserError(f"unknown key '{key}' (value '{text}'){hint}")
-        tree = _with(tree, parts, parse_yaml(text, f"the value of '{key}'"), key)
-    return validate(FinetuneConfig, tree)
+    return config_of(FinetuneConfig, values, overrides, "'task', 'data', 'train'")

@@ -1,18 +1,17 @@
 """The configuration of a pre-training run: sources of rows, a model, objectives with weights, the loop.
 
-Read from YAML and overridden by dotted keys, as ``config.py`` does for tables.
+Read from YAML and overridden by dotted keys, as every config.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from polyfuse.config import Float, Int, _Frozen, to_yaml
-from polyfuse.data.schema import nearest, validate
-from polyfuse.errors import UserError
-from polyfuse.yaml_text import parse_yaml
+from polyfuse.config import Float, Int, _Frozen
+from polyfuse.config_values import config_of, read_values
+from polyfuse.data.schema import nearest
 
 
 class SourceConfig(_Frozen):
@@ -142,13 +141,7 @@ def load_pretrain_config(path: Path | str, overrides: Sequence[str] = ()) -> Pre
         UserError: If the file is missing, is not YAML, or breaks a rule: the sentence names the key, the rule, the
             value and the nearest known key.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UserError(f"cannot read the config '{path}': {reason}") from None
-    return make_pretrain_config(parse_yaml(text, f"'{path}'"), overrides)
+    return make_pretrain_config(read_values(path), overrides)
 
 
 def make_pretrain_config(values: Any, overrides: Sequence[str] = ()) -> PretrainConfig:
@@ -165,39 +158,4 @@ def make_pretrain_config(values: Any, overrides: Sequence[str] = ()) -> Pretrain
         Traceback (most recent call last):
         polyfuse.errors.UserError: unknown key 'train.step' (value 9); did you mean 'steps'?
     """
-    if not isinstance(values, Mapping):
-        raise UserError(
-            f"a config must be a mapping with 'data', 'objectives', 'model', 'train', got {type(values).__name__}"
-        )
-    tree: Any = {key: value for key, value in values.items() if value is not None}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        parts = key.strip().split(".")
-        if not equals or not all(parts):
-            raise UserError(f"an override must read key=value, such as train.lr=1e-3, got '{override}'")
-        if parts[0] not in PretrainConfig.model_fields:
-            known = ", ".join(PretrainConfig.model_fields)
-            hint = nearest(parts[0], PretrainConfig.model_fields) or f"; known: {known}"
-            raise UserError(f"unknown key '{key}' (value '{text}'){hint}")
-        tree = _with(tree, parts, parse_yaml(text, f"the value of '{key}'"), key)
-    return validate(PretrainConfig, tree)
-
-
-def _with(tree: Any, parts: Sequence[str], value: Any, key: str) -> Any:
-    """``tree`` with one value replaced, lists by number; nothing is changed in place."""
-    if not parts:
-        return value
-    if isinstance(tree, (list, tuple)):
-        if not parts[0].isdigit() or int(parts[0]) >= len(tree):
-            raise UserError(f"cannot set '{key}': say which of the {len(tree)} entries by its number, from 0")
-        number = int(parts[0])
-        return [_with(item, parts[1:], value, key) if i == number else item for i, item in enumerate(tree)]
-    if tree is not None and not isinstance(tree, Mapping):
-        raise UserError(f"cannot set '{key}': above '{parts[0]}' stands the value {tree!r}, it has no keys below it")
-    below = dict(tree or {})
-    return {**below, parts[0]: _with(below.get(parts[0]), parts[1:], value, key)}
-
-
-def save_pretrain_config(config: BaseModel, path: Path) -> None:
-    """Write the whole config as YAML; ``load_pretrain_config`` gives it back."""
-    path.write_text(to_yaml(config), encoding="utf-8")
+    return config_of(PretrainConfig, values, overrides, "'data', 'objectives', 'model', 'train'")

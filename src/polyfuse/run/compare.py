@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyfuse.config import PLAIN, ModelConfig, RunConfig, make_config, save_config, to_dict
+from polyfuse.config import PLAIN, ModelConfig, RunConfig, make_config
+from polyfuse.config_values import save_config, to_dict
 from polyfuse.data.encode import Prepared, prepare
 from polyfuse.errors import UserError
 from polyfuse.files import check_new, new_folder, write_json

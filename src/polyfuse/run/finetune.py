@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from polyfuse.config import to_yaml
+from polyfuse.config_values import to_yaml
 from polyfuse.data.augment_pairs import ImageAugmentation
 from polyfuse.errors import UserError
 from polyfuse.files import check_new, new_folder, write_json, write_text

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyfuse.config_values import save_config
 from polyfuse.errors import UserError
 from polyfuse.files import check_new, new_folder, read_json, write_json, write_text
 from polyfuse.report.context import versions
@@ -23,7 +24,7 @@ from polyfuse.run.folder import CONFIG, VERSIONS, emptied_on_mistake
 from polyfuse.run.pretrain_parts import HeldOut, Parts, build_parts, rows_of
 from polyfuse.run.source import Say, quiet
 from polyfuse.run.task_folder import check_command
-from polyfuse.task_config import PretrainConfig, load_pretrain_config, save_pretrain_config
+from polyfuse.task_config import PretrainConfig, load_pretrain_config
 from polyfuse.tasks.words import WordTokenizer
 from polyfuse.train.build import parameter_count
 from polyfuse.train.task_devices import task_fabric
@@ -126,7 +127,7 @@ def pretrain_run(
     try:
         with emptied_on_mistake(folder) if first and not resume else contextlib.nullcontext():
             if first and not resume:
-                save_pretrain_config(config, folder / CONFIG)
+                save_config(config, folder / CONFIG)
                 write_json(folder / VERSIONS, versions())
             if not first:
                 fabric.barrier()  # until the first process has written the tokenizer

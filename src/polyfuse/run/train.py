@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from polyfuse.calibrate import prior_logits
-from polyfuse.config import RunConfig, load_config, save_config
+from polyfuse.config import RunConfig, load_config
+from polyfuse.config_values import save_config
 from polyfuse.data.encode import Prepared, prepare
 from polyfuse.errors import UserError
 from polyfuse.files import check_new, new_folder, write_json

@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+from marked import put
+
 from polyfuse.report.content import ReportData
 from polyfuse.report.figures import subset_heat
 from polyfuse.report.summary import Summary, summarise
@@ -49,13 +51,7 @@ def main(report: Path) -> None:
     """Write ``docs/demo.svg`` and the part of the README between its two demo marks."""
     summary = summarise(ReportData.from_json(report.read_text(encoding="utf-8")))
     (ROOT / "docs" / "demo.svg").write_text(picture(summary) + "\n", encoding="utf-8")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, found, rest = text.partition("<!-- table -->\n")
-    _, ended, after = rest.partition("<!-- end of table -->")
-    if not (found and ended):
-        raise SystemExit("README.md has lost the marks around its table")
-    readme.write_text(f"{before}{found}{table(summary)}\n{ended}{after}", encoding="utf-8")
+    put(ROOT / "README.md", "table", table(summary))
 
 
 if __name__ == "__main__":

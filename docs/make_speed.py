@@ -5,10 +5,11 @@ python docs/make_speed.py train sweep  # some of them; the others stay as they a
 """
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
+
+from marked import put
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "speed.md"
@@ -23,20 +24,11 @@ def printed(name: str) -> str:
     return done.stdout.rstrip()
 
 
-def placed(page: str, name: str, text: str) -> str:
-    """The page with a benchmark's block replaced."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-    if not pattern.search(page):
-        raise SystemExit(f"{PAGE} has no place for '{name}': <!-- {name} --> and <!-- end of {name} -->")
-    block = f"```console\n$ OMP_NUM_THREADS=1 python benchmarks/{name}.py\n{text}\n```\n"
-    return pattern.sub(lambda found: found[1] + block + found[2], page)
-
-
 def main(names: list[str]) -> None:
     """Run and write, one after the other."""
     for name in names or NAMES:
         print(f"{name} ...", flush=True)
-        PAGE.write_text(placed(PAGE.read_text(encoding="utf-8"), name, printed(name)), encoding="utf-8")
+        put(PAGE, name, f"```console\n$ OMP_NUM_THREADS=1 python benchmarks/{name}.py\n{printed(name)}\n```")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from marked import put
+
 PAGE = Path(__file__).parent / "task-studies.md"
 MARKS = {"better": " ▲", "worse": " ▼"}
 Report = Mapping[str, Any]
@@ -54,13 +56,7 @@ def main(paths: list[str]) -> None:
     """Write the part of the page that belongs to each report."""
     for path in paths:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
-        text = PAGE.read_text(encoding="utf-8")
-        mark, end = f"<!-- {report['name']} -->\n", f"<!-- end of {report['name']} -->"
-        before, found, rest = text.partition(mark)
-        _, ended, after = rest.partition(end)
-        if not (found and ended):
-            raise SystemExit(f"docs/task-studies.md has no marks for {report['name']}")
-        PAGE.write_text(f"{before}{mark}{section(report)}\n{ended}{after}", encoding="utf-8")
+        put(PAGE, report["name"], section(report))
 
 
 if __name__ == "__main__":

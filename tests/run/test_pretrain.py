@@ -296,7 +296,7 @@ def test_overrides_of_lists_need_a_number() -> None:
     assert make_pretrain_config(values, ["data.1.args.rows=5"]).data[1].args == {"rows": 5}
     with pytest.raises(UserError, match="say which of the 2 entries by its number"):
         make_pretrain_config(values, ["data.args.rows=5"])
-    with pytest.raises(UserError, match="'objectives.contrast' is the value 1, it has no keys below it"):
+    with pytest.raises(UserError, match=r"'objectives\.contrast' is the value 1, it has no keys below it"):
         make_pretrain_config(values, ["objectives.contrast.x=1"])
     with pytest.raises(UserError, match="a config must be a mapping"):
         make_pretrain_config([1])

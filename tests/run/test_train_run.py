@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,24 @@ def test_a_table_that_only_moved_is_no_changed_table(run: Run, table: Path, tmp_
     trained = train_run(folder, resume=True, progress=False)
     assert trained is not None
     assert trained.fit.steps == run.config.train.steps
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_two_processes_do_not_train_into_one_folder(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    before = sorted(path.name for path in folder.iterdir())
+    code = (
+        f"import fcntl, os, sys; fcntl.flock(os.open({str(folder)!r}, 0), fcntl.LOCK_EX); print(1, flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:  # noqa: S603  our own code
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match="another process is training into .*copy"):
+            train_run(folder, resume=True, progress=False)
+        other.kill()
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert train_run(folder, resume=True, progress=False) is not None  # a lock ends with its process
 
 
 def test_a_run_is_never_overwritten(run: Run, config: Path, tmp_path: Path) -> None:

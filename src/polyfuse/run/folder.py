@@ -8,6 +8,7 @@ Text, JSON and safetensors only: a foreign run folder runs no code when it is lo
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,30 @@ def load(folder: Path | str) -> Run:
     if calibration is None and (folder / PRIOR).is_file():
         prior = _rebuilt(folder / PRIOR, lambda value: tuple(float(v) for v in value))
     return Run(folder, config, encoder, model.eval(), calibration, prior)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into a folder, until the block or this process ends, however it ends.
+
+    Raises:
+        UserError: If another process trains into it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows has no such locks
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is training into '{folder}'; wait for it or stop it") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

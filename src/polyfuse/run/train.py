@@ -102,16 +102,17 @@ def train_run(
         say = quiet
     folder = source if resume else _folder_for_all(config, out, fabric, first)
     try:
-        with place.emptied_on_mistake(folder) if first and not resume else contextlib.nullcontext():
-            if first and not resume:
-                save_config(config, folder / place.CONFIG)
-                write_json(folder / place.VERSIONS, versions())
-            say(f"run folder: {folder}")
-            prepared, model, result = _train(config, folder, fabric, first, progress, say)
-        if not first:
-            return None
-        say(f"trained {result.steps} steps in {result.seconds:.0f} s; judging every combination of inputs")
-        report = finish(config, folder, prepared, model, result, started, say)
+        with place.alone(folder) if first else contextlib.nullcontext():
+            with place.emptied_on_mistake(folder) if first and not resume else contextlib.nullcontext():
+                if first and not resume:
+                    save_config(config, folder / place.CONFIG)
+                    write_json(folder / place.VERSIONS, versions())
+                say(f"run folder: {folder}")
+                prepared, model, result = _train(config, folder, fabric, first, progress, say)
+            if not first:
+                return None
+            say(f"trained {result.steps} steps in {result.seconds:.0f} s; judging every combination of inputs")
+            report = finish(config, folder, prepared, model, result, started, say)
     except KeyboardInterrupt:
         say(f"interrupted; carry on with: polyfuse train --resume {shlex.quote(str(folder))}")
         raise

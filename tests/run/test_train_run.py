@@ -98,7 +98,7 @@ def test_two_processes_do_not_train_into_one_folder(run: Run, tmp_path: Path) ->
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:  # noqa: S603  our own code
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(UserError, match="another process is training into .*copy"):
+        with pytest.raises(UserError, match=r"another process is training into .*copy"):
             train_run(folder, resume=True, progress=False)
         other.kill()
     assert sorted(path.name for path in folder.iterdir()) == before

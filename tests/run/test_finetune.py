@@ -312,6 +312,7 @@ def test_a_table_of_two_classes_is_fine_tuned_from_the_command_line(
         (["objective=siglip"], "has the objectives answer; got 'siglip'"),
         (["data.source=scene_question"], "did you mean 'scene_questions'"),
         (["data.args.validation=0"], r"got \d+ and 0; give validation some: .*data.args.validation=100"),
+        (["train.shard_parameters=true"], "train.shard_parameters needs several processes: torchrun"),
         (["lora.rnk=2"], "unknown key 'lora.rnk' .value 2.; did you mean 'rank'"),
         (["drop.imag=0.1"], "unknown key 'drop.imag'; did you mean 'image'. known: image, text"),
         (["model.backbone_options={num_layers:1}"], "a space is missing after ':' in 'num_layers:1'"),

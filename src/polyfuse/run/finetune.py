@@ -29,6 +29,7 @@ from polyfuse.tasks.words import WordTokenizer
 from polyfuse.train.finetune import FineTune, FineTuned, fine_tune, labelled_rows
 from polyfuse.train.freeze import trainable_count
 from polyfuse.train.task_augment import TaskAugmentation
+from polyfuse.train.task_devices import task_fabric
 from polyfuse.train.task_loop import LoopSettings
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
@@ -97,7 +98,7 @@ def finetune_run(
     resume: bool = False,
     say: Say = quiet,
     progress: bool = True,
-) -> Finetuned:
+) -> Finetuned | None:
     """Fine-tune, judge, write.
 
     Args:
@@ -111,32 +112,46 @@ def finetune_run(
         say: Told what happens, line by line.
         progress: Show the progress bar on stderr.
 
+    Returns:
+        None on every process but the first of a distributed run.
+
     Raises:
         UserError: For a mistake in what was given.
         KeyboardInterrupt: On Ctrl-C; the run can be resumed.
     """
     if resume:
-        folder = Path(checkpoint)
+        source = Path(checkpoint)
         if config is not None or overrides or out is not None:
             raise UserError("--resume carries on with the run's own settings; leave out CONFIG, KEY=VALUE and --out")
-        if not (folder / CONFIG).is_file():
-            raise UserError(f"'{folder}' is not a run folder: it has no {CONFIG}; --resume takes a run folder")
-        check_command(folder, "finetune")
-        settings = load_finetune_config(folder / CONFIG)
+        if not (source / CONFIG).is_file():
+            raise UserError(f"'{source}' is not a run folder: it has no {CONFIG}; --resume takes a run folder")
+        check_command(source, "finetune")
+        settings = load_finetune_config(source / CONFIG)
     else:
         if config is None:
             raise UserError("a config is missing: polyfuse finetune CHECKPOINT CONFIG, such as none vqa.yaml")
         check_new(out)
+        source = config
         settings = load_finetune_config(config, [*overrides, f"checkpoint={checkpoint}"])
-        folder = new_folder(config.stem, out)
+    fabric = task_fabric(settings.train)
+    first = fabric is None or fabric.global_rank == 0
+    if not first:
+        say = quiet
+    made = str(source if resume else new_folder(source.stem, out)) if first else ""
+    folder = Path(made if fabric is None else fabric.broadcast(made))
     try:
-        with contextlib.nullcontext() if resume else emptied_on_mistake(folder):
-            if not resume:
+        with emptied_on_mistake(folder) if first and not resume else contextlib.nullcontext():
+            if first and not resume:
                 write_text(folder / CONFIG, to_yaml(settings))
                 write_json(folder / VERSIONS, versions())
+            if not first:
+                fabric.barrier()  # until the first process has written the tokenizer
             known_words = WordTokenizer.read(folder / WORDS) if (folder / WORDS).is_file() else None
             model, words, known, data = build(settings, say, known_words)
-            words.write(folder / WORDS)
+            if first:
+                words.write(folder / WORDS)
+                if fabric is not None:
+                    fabric.barrier()
             if settings.checkpoint != SCRATCH and not resume:
                 for line in _without_effect(settings, model):
                     say(f"warning: {line}")
@@ -148,14 +163,18 @@ def finetune_run(
                 answers=known,
                 augment=_augmentation(settings),
                 adapt=None if settings.lora is None else lambda model: _adapt(model, settings, say),
+                parts=None if first else (),  # the first process judges
                 run_dir=folder,
                 resume=True,  # a fresh folder has nothing to resume from
-                progress=progress,
+                fabric=fabric,
+                progress=progress and first,
                 say=say,
             )
     except KeyboardInterrupt:
         say(f"interrupted; carry on with: polyfuse finetune --resume {shlex.quote(str(folder))}")
         raise
+    if not first:
+        return None
     write(folder, model, settings, result)
     return Finetuned(folder, settings, len(labelled_rows(data, settings.data.labels, settings.train.seed)), result)
 

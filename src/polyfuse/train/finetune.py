@@ -89,8 +89,8 @@ class FineTune:
         unfreeze: ``{step: patterns}`` that begin to train then.
         hide: A modality withheld throughout: "image" or "text".
         drop: ``{modality: share}`` of the training rows that lose it at a step, where they have the other.
-        cache: Frozen stem and backbone compute once; refused where rows are augmented or parts thaw. None = where it
-            can be.
+        cache: Frozen stem and backbone compute once; refused where rows are augmented, parts thaw or parameters are
+            sharded. None = where it can be.
         objective: In place of the task's first.
         head: Arguments of the head.
         new_head: Begin with a new head though the model has one.
@@ -188,7 +188,8 @@ def fine_tune(
     rows = labelled_rows(data, options.labels, options.loop.seed)
     mean, deviation = _shift(data, rows) if aim.head == "value" else (0.0, 1.0)
     length = int(model.config["max_length"])
-    still = augment is None and gradual is None
+    # Processes hold other rows' states: with sharded layers one would wait for those that need not compute theirs.
+    still = augment is None and gradual is None and not options.loop.shard_parameters
     with frozen_features(model, data, say=say) if still and options.cache is not False else nullcontext(data) as seen:
         unit = seen
         if seen.values is not None and aim.head == "value":
@@ -259,6 +260,12 @@ def _check(aim: Aim, data: TaskData, options: FineTune, augmented: bool) -> None
         raise UserError(f"task '{options.task}' needs both picture and text: leave out hide and drop")
     if options.cache and (augmented or options.unfreeze):
         raise UserError("cached features are those of fixed rows and fixed parts: leave out augment and unfreeze")
+    if options.loop.shard_parameters and (options.cache or options.unfreeze):
+        given = "cache=true" if options.cache else f"unfreeze={dict(options.unfreeze)}"
+        raise UserError(
+            f"train.shard_parameters cannot be combined with cache=true or unfreeze, got {given}; leave out one of the "
+            "two (processes that each hold the whole model take both)"
+        )
     if options.objective is not None and options.objective not in aim.objectives:
         known = ", ".join(aim.objectives)
         raise UserError(f"task '{options.task}' has the objectives {known}; got '{options.objective}'")

@@ -52,6 +52,10 @@ class Alone(PlainDevice):
         """What any process says."""
         return flags
 
+    def decide(self, figures: dict[str, float]) -> dict[str, float]:
+        """What the first process found."""
+        return figures
+
 
 class Replicas(FabricDevice):
     """Several processes, or an accelerator, each with the whole model.
@@ -105,6 +109,14 @@ class Replicas(FabricDevice):
         found = torch.tensor(flags, dtype=torch.uint8, device=self.device)
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return [bool(flag) for flag in found.tolist()]
+
+    def decide(self, figures: dict[str, float]) -> dict[str, float]:
+        """What the first process found: others may differ in the last bits, and all must stop at the same step."""
+        if self.world_size == 1:
+            return figures
+        values = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.device)
+        dist.broadcast(values, src=0)
+        return dict(zip(figures, values.tolist(), strict=True))
 
 
 class _Whole(nn.Module):
@@ -205,7 +217,7 @@ def task_fabric(config: "LoopConfig") -> Any:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes == 1:
         raise UserError(
-            "train.shard_parameters needs several processes: torchrun --nproc-per-node=2 -m polyfuse pretrain ..., or "
+            "train.shard_parameters needs several processes: torchrun --nproc-per-node=2 -m polyfuse ..., or "
             "train.shard_parameters=false"
         )
     if config.precision == "16-mixed":

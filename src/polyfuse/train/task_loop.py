@@ -334,7 +334,7 @@ class _Loop:
         }
         self.sums = {}
         if self.judge.validate is not None:
-            record["validation"] = self.device.call(lambda: self.judge.figures(self.model))
+            record["validation"] = self.device.decide(self.device.call(lambda: self.judge.figures(self.model)))
             freeze_modes(self.model)
         self._decide(record)
         record["seconds"] = round(state.seconds, 3)

@@ -1,38 +1,19 @@
 """Data parallel training: two gloo processes equal one, for every fusion; one pair of processes serves all cases."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..two_processes import run_two
+
 WORKER = Path(__file__).with_name("ddp_worker.py")
-SOURCE = Path(__file__).parents[2] / "src"
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank saw: ``{fusion: {...} or a traceback}``."""
-    folder = tmp_path_factory.mktemp("ddp")
-    path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(  # noqa: S603 - our own script
-            [sys.executable, str(WORKER), str(rank), str(folder)], env=env, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [worker.communicate(timeout=240)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    files = [folder / f"rank{rank}.json" for rank in range(2)]
-    assert all(file.exists() for file in files), "\n".join(errors)
-    return [json.loads(file.read_text()) for file in files]
+    return run_two(WORKER, tmp_path_factory.mktemp("ddp"))
 
 
 def test_two_processes_equal_one(case: Any, two_processes: list[dict[str, Any]]) -> None:

@@ -1,10 +1,6 @@
 """Contrastive losses over two gloo processes: value and averaged gradient are those of one process."""
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +9,9 @@ import torch
 
 from polyfuse.losses import distributed_info_nce, distributed_siglip
 
+from ..two_processes import run_two
+
 WORKER = Path(__file__).with_name("distributed_worker.py")
-SOURCE = Path(__file__).parents[2] / "src"
 CASES = list(
     itertools.product(("info_nce", "siglip"), ("gather", "ring"), ("even", "uneven", "one_empty"), (False, True))
 )
@@ -23,23 +20,7 @@ CASES = list(
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank saw: ``{case: {...} or a traceback}``."""
-    folder = tmp_path_factory.mktemp("losses")
-    path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(  # noqa: S603 - our own script
-            [sys.executable, str(WORKER), str(rank), str(folder)], env=env, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [worker.communicate(timeout=240)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    files = [folder / f"rank{rank}.json" for rank in range(2)]
-    assert all(file.exists() for file in files), "\n".join(errors)
-    return [json.loads(file.read_text()) for file in files]
+    return run_two(WORKER, tmp_path_factory.mktemp("losses"))
 
 
 @pytest.mark.parametrize("case", ["-".join(map(str, case)) for case in CASES])

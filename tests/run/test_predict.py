@@ -204,6 +204,20 @@ def test_mistakes_are_one_sentence(run: Run, table: Path, tmp_path: Path) -> Non
     assert not list(tmp_path.glob(".*tmp"))
 
 
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([], ValueError, "rows must hold at least one row, got none"),
+        ({"name": "grinning face"}, TypeError, r"rows must be a list of dicts, got one dict: write \[row\]"),
+        ([{}, None], TypeError, "rows must be dicts of cells, got NoneType as row 2"),
+        ("name", TypeError, "rows must be dicts of cells, got str as row 1"),
+    ],
+)
+def test_rows_of_another_kind_are_refused(run: Run, rows: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run.predict(rows)
+
+
 def test_an_interrupted_prediction_leaves_no_half_file(run: Run, tmp_path: Path) -> None:
     (tmp_path / "quote.csv").write_text('id,name\n1,"never closed\n2,x\n', encoding="utf-8")
     with pytest.raises(UserError, match="line 2"):

@@ -59,11 +59,17 @@ class Run:
 
         Raises:
             ValueError: If ``rows`` is empty.
+            TypeError: If ``rows`` is one dict, or holds what is none.
         """
         from polyfuse.data.table import Chunk
 
         if not rows:
             raise ValueError("rows must hold at least one row, got none")
+        if isinstance(rows, Mapping):
+            raise TypeError("rows must be a list of dicts, got one dict: write [row]")
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, Mapping):
+                raise TypeError(f"rows must be dicts of cells, got {type(row).__name__} as row {number}")
         encoded = self.encoder.encode(Chunk.from_records(rows, folder=folder))
         return answer_batch(self.model, encoded.batch, self.encoder.target, self.calibration, self.prior)
 

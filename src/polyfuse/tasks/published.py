@@ -48,7 +48,8 @@ def to_task_data(
         side: Pixels S; None = no pixels, for models of regions.
         regions: What a detector found, from ``read_tsv`` or ``read_npz``; other pictures' are passed over.
         region_id: The picture's name in the regions.
-        most_regions: Regions R kept per picture, in the file's order, which for published files is by confidence.
+        most_regions: Regions R kept per picture, the first of the file: by confidence where a file has as many for
+            every picture, as those of 36 do.
         name: Of the result; default that of the data set.
         limit: Most rows read; None = all.
         max_pixels: Pictures with more are not decoded.
@@ -72,9 +73,10 @@ def to_task_data(
     name = name or str(getattr(rows, "name", "published"))
     if not read:
         raise ValueError(f"'{name}' must have rows, got none: {'; '.join(counted.lines()) or 'nothing was read'}")
-    named = None if regions is None else _named(regions, {region_id(row) for row in read})
+    named = None if regions is None else _named(regions, {region_id(row) for row in read}, most_regions)
     pictures = _Pictures(side, max_pixels, named, region_id, counted)
     image_of = [pictures.number(place, row) for place, row in enumerate(read)]
+    pictures.named = named = None  # what is used is in pictures.regions
     spread = [place for place, row in enumerate(read) for _ in row.texts or ("",)]
     groups: dict[str, int] = {}
     ids = [groups.setdefault(row.group or f"\0{row.id}", len(groups)) for row in read]
@@ -92,14 +94,22 @@ def to_task_data(
         votes=None if votes is None else [votes[place] for place in spread],
         boxes=None if boxes is None else boxes[spread],
         references=[read[place].texts for place in spread] if any(len(row.texts) > 1 for row in read) else None,
-        regions=_stacked(pictures.regions, most_regions) if pictures.regions else None,
+        regions=_stacked(pictures.regions) if pictures.regions else None,
         kinds=[kinds[place] for place in spread] if any(kinds) else None,
         notes=tuple(counted.lines()),
     )
 
 
-def _named(regions: Iterable[PictureRegions], wanted: set[str]) -> dict[str, PictureRegions]:
-    return {one.image_id: one for one in regions if one.image_id in wanted}
+def _named(regions: Iterable[PictureRegions], wanted: set[str], most: int) -> dict[str, PictureRegions]:
+    return {one.image_id: _first(one, most) for one in regions if one.image_id in wanted}
+
+
+def _first(one: PictureRegions, most: int) -> PictureRegions:
+    """Copies, so that nothing holds the rest."""
+    if len(one.features) <= most:
+        return one
+    classes = None if one.classes is None else one.classes[:most].copy()
+    return PictureRegions(one.image_id, one.features[:most].copy(), one.boxes[:most].copy(), classes)
 
 
 @dataclass
@@ -189,24 +199,23 @@ def _boxes(name: str, rows: list[Row]) -> np.ndarray | None:
     return np.array([row.boxes[0] for row in rows], dtype=np.float32)
 
 
-def _stacked(found: list[PictureRegions], most: int) -> Regions:
-    """Regions of P pictures, padded to the most any has, at most ``most``."""
+def _stacked(found: list[PictureRegions]) -> Regions:
+    """Regions of P pictures, padded to the most any has; ``found`` is emptied on the way, so they are held once."""
     widths = {(one.features.shape[1], None if one.classes is None else one.classes.shape[1]) for one in found}
     if len(widths) > 1:
         raise ValueError(f"regions must have one width of features and of classes, got {sorted(map(str, widths))}")
     ((width, classes),) = widths
-    count = min(most, max(len(one.features) for one in found))
-    shape = (len(found), count)
+    shape = (len(found), max(len(one.features) for one in found))
     out = Regions(
         np.zeros((*shape, width), np.float32),
         np.zeros((*shape, 4), np.float32),
         np.zeros(shape, bool),
         None if classes is None else np.zeros((*shape, classes), np.float32),
     )
-    for place, one in enumerate(found):
-        kept = min(count, len(one.features))
-        out.features[place, :kept], out.boxes[place, :kept] = one.features[:kept], one.boxes[:kept]
-        out.mask[place, :kept] = True
+    while found:
+        one, place = found.pop(), len(found)
+        kept = len(one.features)
+        out.features[place, :kept], out.boxes[place, :kept], out.mask[place, :kept] = one.features, one.boxes, True
         if out.classes is not None and one.classes is not None:
-            out.classes[place, :kept] = one.classes[:kept]
+            out.classes[place, :kept] = one.classes
     return out

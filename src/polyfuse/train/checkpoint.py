@@ -7,6 +7,7 @@ run is keyed (``data/keyed.py``), so weights, moments and the step number say ev
 import errno
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,43 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> 
         # A copy is aligned as torch allocates; a slice of the file need not be, and kernels may round differently.
         state.setdefault(int(number), {})[name] = tensor.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def last_checkpoint(run_dir: Path | None, resume: bool) -> Path | None:
+    """The checkpoint to go on from; None = begin.
+
+    Raises:
+        UserError: If the folder holds a run that is not to be resumed: nothing writes over it.
+    """
+    if run_dir is None or not (run_dir / LAST).exists():
+        return None
+    if not resume:
+        raise UserError(f"'{run_dir}' holds a run already; resume it or choose another folder")
+    return run_dir / LAST
+
+
+def warn_of_other_bits(saved: Mapping[str, Any], processes: int) -> None:
+    """Say where a resumed run has other threads or processes than its checkpoint: sums are rounded differently."""
+    for name, then, now in (
+        ("threads", saved["threads"], torch.get_num_threads()),
+        ("processes", saved["fingerprint"]["processes"], processes),
+    ):
+        if then != now:
+            warnings.warn(
+                f"resuming with {now} {name} a run begun with {then}: results may differ in the last bits",
+                stacklevel=3,
+            )
+
+
+def take_up_metrics(run_dir: Path, size: int) -> list[dict[str, Any]]:
+    """Make the folder ready to be written: no half-written file, ``metrics.jsonl`` of ``size`` as at the checkpoint.
+
+    Returns:
+        The records that remain in ``metrics.jsonl``.
+    """
+    (run_dir / LAST).parent.mkdir(parents=True, exist_ok=True)
+    clear_temporary(run_dir)
+    return cut_metrics(run_dir / METRICS, size)
 
 
 def cut_metrics(path: Path, size: int) -> list[dict[str, Any]]:

@@ -4,17 +4,12 @@ Nothing in it is random but what ``data/keyed.py`` draws, so a checkpoint is wei
 and the number of the step.
 """
 
-import contextlib
 import math
-import signal
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +23,19 @@ from polyfuse.train.checkpoint import (
     LAST,
     METRICS,
     append_metrics,
-    clear_temporary,
-    cut_metrics,
+    last_checkpoint,
     load_model,
     load_optimizer,
     model_tensors,
     optimizer_tensors,
     read_checkpoint,
+    take_up_metrics,
+    warn_of_other_bits,
     write_checkpoint,
 )
 from polyfuse.train.devices import Device, FabricDevice, PlainDevice, freeze_modes
+from polyfuse.train.interrupt import Interrupt
+from polyfuse.train.loop_parts import FitResult, State, fingerprint
 from polyfuse.train.objective import Objective, class_weight
 from polyfuse.train.progress import Bar
 from polyfuse.train.recipe import Recipe, active
@@ -47,46 +45,6 @@ from polyfuse.train.validation import SubsetLoss
 
 if TYPE_CHECKING:
     from polyfuse.config import TrainConfig
-
-_NOT_DECISIVE = {"threads", "device", "checkpoint_seconds", "checkpoint_steps"}
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a training run came to. The best weights are in the model.
-
-    Attributes:
-        best_metric: Lowest validation loss, mean over subsets; NaN without validation rows.
-        best_epoch: Epoch, counted from 1, in which it was reached.
-        best_step: Step after which it was reached.
-        steps: Optimiser steps done.
-        seconds: Time in the loop, interrupted runs added up.
-        history: The records of ``metrics.jsonl``.
-        realised_drop_rate: Share of the present inputs hidden in training, by the loop and by the fusion's own policy.
-        stopped_early: Training ended before the last step.
-    """
-
-    best_metric: float
-    best_epoch: int
-    best_step: int
-    steps: int
-    seconds: float
-    history: list[dict[str, Any]]
-    realised_drop_rate: float
-    stopped_early: bool
-
-
-@dataclass
-class _State:
-    """The counters of a run: everything that is not a weight or a moment. ``rows`` counts since the last evaluation."""
-
-    step: int = 0
-    best: float = math.inf
-    best_step: int = 0
-    stale: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-    finished: bool = False
 
 
 def fit(
@@ -178,10 +136,10 @@ class _Loop:
         self.optimizer, _ = make_optimizer(trained, config.lr, config.weight_decay, fused=device.fused_optimizer)
         # Of this process: task loss since the last evaluation; what the fusion dropped since the start, of how many.
         self.sums = torch.zeros(3, dtype=torch.float64, device=device.device)
-        self.state = _State()
+        self.state = State()
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] | None = None
-        self.fingerprint = _fingerprint(config, masking, task, train, device.world_size)
+        self.fingerprint = fingerprint(config, masking, task, train, device.world_size)
         ramps: list[Any] = [getattr(module, "set_progress", None) for module in model.modules()]
         self.set_progress: Callable[[float], Any] | None = next(filter(callable, ramps), None)  # the outermost
 
@@ -212,28 +170,21 @@ class _Loop:
 
     def open(self, resume: bool) -> None:
         """Take up the last checkpoint, or begin; refuse to write over a run."""
-        last = None if self.run_dir is None else self.run_dir / LAST
-        found = last is not None and last.exists()
-        if found and not resume:
-            raise UserError(f"'{self.run_dir}' holds a run already; resume it or choose another folder")
+        last = last_checkpoint(self.run_dir, resume)
         self.module, self.wrapped_optimizer = self.device.setup(
             self.model if self.recipe is None else self.recipe.network, self.optimizer
         )
-        size = 0
-        if found and last is not None:
-            size = self._restore(last)
+        size = 0 if last is None else self._restore(last)
         self.device.barrier()  # no process may write before all have looked
         if self.run_dir is not None and self.device.rank == 0:
-            (self.run_dir / LAST).parent.mkdir(parents=True, exist_ok=True)
-            clear_temporary(self.run_dir)
-            self.history = cut_metrics(self.run_dir / METRICS, size)
+            self.history = take_up_metrics(self.run_dir, size)
 
     def run(self, progress: bool) -> FitResult:
         """Train to the end, or to early stopping."""
         state, config = self.state, self.config
         started, saved = time.perf_counter() - state.seconds, time.perf_counter()
         bar = Bar(self.total, state.step, enabled=progress and self.device.rank == 0)
-        with _Interrupt(self.run_dir is not None) as interrupt, bar:
+        with Interrupt(self.run_dir is not None) as interrupt, bar:
             freeze_modes(self.model)
             for step in self._steps():
                 self._train(step)
@@ -385,21 +336,13 @@ class _Loop:
             then = saved["fingerprint"].get(key)
             if then != now and key != "processes":
                 raise UserError(f"cannot resume '{self.run_dir}': {key} was {then}, is now {now}; start a new run")
-        for name, then, now in (
-            ("threads", saved["threads"], torch.get_num_threads()),
-            ("processes", saved["fingerprint"]["processes"], self.device.world_size),
-        ):
-            if then != now:
-                warnings.warn(
-                    f"resuming with {now} {name} a run begun with {then}: results may differ in the last bits",
-                    stacklevel=2,
-                )
+        warn_of_other_bits(saved, self.device.world_size)
         load_model(self.model, checkpoint)
         load_optimizer(self.optimizer, checkpoint)
         if self.recipe is not None:
             self.recipe.load(checkpoint.part("recipe"))
         self.device.load_scaler_state(saved["scaler"])
-        self.state = _State(**saved["counters"])
+        self.state = State(**saved["counters"])
         if self.device.rank == 0:
             self.sums.copy_(checkpoint.tensors["loop.sums"])
         else:  # the file holds the first process's share of the running means
@@ -436,48 +379,3 @@ class _Loop:
         loop = dropped / max(offered, 1)
         fusion_dropped, fusion_offered = self.device.total(self.sums[1:]).tolist()
         return 1.0 - (1.0 - loop) * (1.0 - fusion_dropped / max(fusion_offered, 1.0))
-
-
-class _Interrupt(contextlib.AbstractContextManager["_Interrupt"]):
-    """Turns the first Ctrl-C or SIGTERM into ``asked``, so that no step is cut in half; the second one ends at once."""
-
-    def __init__(self, enabled: bool) -> None:
-        # Python takes signals in the main thread only.
-        self.enabled = enabled and threading.current_thread() is threading.main_thread()
-        self.asked = 0
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "_Interrupt":
-        if self.enabled:
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def end(self) -> NoReturn:
-        """Leave as the signal would have."""
-        if self.asked == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
-        raise KeyboardInterrupt
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        again, self.asked = bool(self.asked), number
-        if again:
-            self.end()
-
-
-def _fingerprint(config: "TrainConfig", masking: Masking, task: str, train: Batch, world_size: int) -> dict[str, Any]:
-    """Everything that must agree for a run to be taken up again, by name."""
-    settings = {f"train.{k}": v for k, v in config.model_dump(mode="json").items() if k not in _NOT_DECISIVE}
-    masks = {f"masking.{k}": list(v) if isinstance(v, tuple) else v for k, v in asdict(masking).items()}
-    data = {
-        "task": task,
-        "modalities": list(train.modalities),
-        "training rows": len(train),
-        "checksum of row keys": int(train.keys.sum()),
-        "present inputs": int(train.present.sum()),
-        "processes": world_size,
-    }
-    return settings | masks | data

@@ -7,7 +7,6 @@ the number of the step.
 import math
 import signal
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,17 +25,18 @@ from polyfuse.train.checkpoint import (
     LAST,
     METRICS,
     append_metrics,
-    clear_temporary,
-    cut_metrics,
+    last_checkpoint,
     load_model,
     load_optimizer,
     model_tensors,
     optimizer_tensors,
     read_checkpoint,
+    take_up_metrics,
+    warn_of_other_bits,
     write_checkpoint,
 )
 from polyfuse.train.devices import freeze_modes
-from polyfuse.train.loop import _Interrupt
+from polyfuse.train.interrupt import Interrupt
 from polyfuse.train.progress import Bar
 from polyfuse.train.schedule import evaluation_steps, learning_rate, set_learning_rate
 from polyfuse.train.task_devices import Alone, Replicas, device_of, full, put
@@ -184,25 +184,18 @@ class _Loop:
 
     def open(self, resume: bool) -> None:
         """Take up the last checkpoint, or begin; refuse to write over a run."""
-        last = None if self.run_dir is None else self.run_dir / LAST
-        found = last is not None and last.exists()
-        if found and not resume:
-            raise UserError(f"'{self.run_dir}' holds a run already; resume it or choose another folder")
-        size = 0
-        if found and last is not None:
-            size = self._restore(last)
+        last = last_checkpoint(self.run_dir, resume)
+        size = 0 if last is None else self._restore(last)
         self.device.barrier()  # no process may write before all have looked
         if self.run_dir is not None and self.device.rank == 0:
-            (self.run_dir / LAST).parent.mkdir(parents=True, exist_ok=True)
-            clear_temporary(self.run_dir)
-            self.history = cut_metrics(self.run_dir / METRICS, size)
+            self.history = take_up_metrics(self.run_dir, size)
 
     def run(self, progress: bool) -> TaskFit:
         """Train to the end, or to early stopping."""
         state, settings = self.state, self.settings
         started, saved = time.perf_counter() - state.seconds, time.perf_counter()
         bar = Bar(settings.steps, state.step, enabled=progress and self.device.rank == 0)
-        with _Interrupt(self.run_dir is not None) as interrupt, bar:
+        with Interrupt(self.run_dir is not None) as interrupt, bar:
             freeze_modes(self.model)
             while state.step < settings.steps and not state.finished:
                 self._train(state.step)
@@ -411,15 +404,7 @@ class _Loop:
             then, now = theirs.get(key), self.fingerprint.get(key)
             if then != now:
                 raise UserError(f"cannot resume '{self.run_dir}': {key} was {then}, is now {now}; start a new run")
-        for name, then, now in (
-            ("threads", saved["threads"], torch.get_num_threads()),
-            ("processes", theirs["processes"], self.device.world_size),
-        ):
-            if then != now:
-                warnings.warn(
-                    f"resuming with {now} {name} a run begun with {then}: results may differ in the last bits",
-                    stacklevel=2,
-                )
+        warn_of_other_bits(saved, self.device.world_size)
         load_model(self.whole, checkpoint)
         if self.device.sharded:
             self._scatter()

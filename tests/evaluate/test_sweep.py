@@ -12,8 +12,8 @@ from polyfuse.data.batch import Batch
 from polyfuse.evaluate import table
 from polyfuse.evaluate.corruptions import corruption_records
 from polyfuse.evaluate.metrics import probabilities, score
-from polyfuse.evaluate.records import count_parameters, evaluate_model, own_record, records, reliability_records
-from polyfuse.evaluate.subsets import all_subsets, drop_weights, row_drop_weights
+from polyfuse.evaluate.records import evaluate_model, own_record, records, reliability_records
+from polyfuse.evaluate.subsets import all_subsets
 from polyfuse.evaluate.sweep import Sweep, sweep
 from polyfuse.fusion import FUSIONS
 from polyfuse.heads import ClassificationHead, MultilabelHead, RegressionHead
@@ -218,15 +218,6 @@ def test_drop_curve_keeps_patterns_that_are_not_listed() -> None:
     assert curve[1]["nll"] == pytest.approx(whole * own["nll"] + (1 - whole) * single)
 
 
-def test_curve_of_table_is_the_weighted_mean() -> None:
-    masks = all_subsets(3)
-    values = masks.sum(axis=1) / 3
-    curve = table.curve_of_table(values, masks, [0.0, 0.5])
-    assert curve[0] == {"rate": 0.0, "value": 1.0}
-    assert curve[1]["value"] == pytest.approx(values.mean())
-    np.testing.assert_allclose(drop_weights(masks, 0.3), row_drop_weights(masks, np.ones((1, 3)), 0.3)[:, 0])
-
-
 def toy_sweep(logits: list[list[list[float]]], target: list[int], valid: list[list[bool]] | None = None) -> Sweep:
     """Two modalities, three subsets: a, b, a+b."""
     z = np.array(logits, np.float32)
@@ -379,16 +370,6 @@ def test_flagged_corruption_equals_the_missing_input() -> None:
     without = {"image": "text+sound", "text": "image+sound", "sound": "image+text"}
     for r in out:
         assert r["nll"] == pytest.approx(missing[without[r["modality"]]]["nll"])
-
-
-def test_parameters_are_counted() -> None:
-    model = make_model()
-    for p in model.encoders["image"].parameters():
-        p.requires_grad_(False)
-    every = sum(p.numel() for p in model.parameters())
-    assert count_parameters(model, trainable=False) == every
-    assert count_parameters(model) == every - (D * D + D)
-    assert count_parameters(Fixed()) is None
 
 
 def test_mistakes_are_named() -> None:

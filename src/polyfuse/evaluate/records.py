@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from polyfuse.data.batch import Batch
@@ -151,13 +150,6 @@ def reliability_records(
                 }
             )
     return out
-
-
-def count_parameters(model: Any, *, trainable: bool = True) -> int | None:
-    """Number of (trained) parameters; None for something that is no module, such as gradient boosting."""
-    if not isinstance(model, torch.nn.Module):
-        return None
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
 def plain(record: Mapping[str, Any]) -> Record:

@@ -15,7 +15,7 @@ from polyfuse.evaluate.metrics import HIGHER_IS_BETTER, confidence, confidence_a
 from polyfuse.evaluate.metrics import probabilities as plain_probabilities
 from polyfuse.evaluate.reliability import BINS
 from polyfuse.evaluate.selective import Floats
-from polyfuse.evaluate.subsets import drop_weights, mask_codes, row_drop_weights
+from polyfuse.evaluate.subsets import mask_codes, row_drop_weights
 from polyfuse.evaluate.sweep import Sweep
 
 RATES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
@@ -114,12 +114,6 @@ def _pools(sweep: Sweep, rates: Sequence[float], predicted: Floats) -> Iterator[
         weight = np.concatenate([weights * (1 - whole), whole[None]]).ravel()
         keep = weight > 0
         yield probs[keep], target[keep], weight[keep]
-
-
-def curve_of_table(values: ArrayLike, subsets: ArrayLike, rates: Sequence[float] = RATES) -> list[dict[str, float]]:
-    """``{"rate", "value"}`` per rate from one value per subset: exact for means over rows of complete data."""
-    table = np.asarray(values, np.float64)
-    return [{"rate": float(rate), "value": float(drop_weights(subsets, rate) @ table)} for rate in rates]
 
 
 def row_losses(

@@ -77,11 +77,3 @@ def check_embeddings(
     if present.shape != (batch, len(ordered)):
         raise ValueError(f"present must have shape (B, M) = ({batch}, {len(ordered)}), got {tuple(present.shape)}")
     return [x.masked_fill(~present[:, m, None], 0.0) for m, x in enumerate(ordered)], present
-
-
-def stack_modalities(
-    embeddings: Mapping[str, Tensor], modalities: Sequence[str], present: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """``check_embeddings`` for equal widths, stacked to ``(B, M, D)``."""
-    ordered, present_BM = check_embeddings(embeddings, modalities, present)
-    return torch.stack(ordered, dim=1), present_BM

@@ -20,7 +20,7 @@ from polyfuse.data.spec import ModalitySpec, TargetSpec
 from polyfuse.evaluate.intervals import paired_difference, paired_statistic
 from polyfuse.evaluate.subsets import all_subsets
 from polyfuse.report.content import ReportData
-from polyfuse.report.records import Arm, Metric, Oracle, Paired
+from polyfuse.report.records import Arm, Metric, Paired
 from polyfuse.studies.arms import (
     Outcome,
     Plan,
@@ -84,14 +84,6 @@ def compare_arms(
                 say(f"  {done} of {len(jobs)} trainings, {time.perf_counter() - started:.0f} s")
     _fill(report, task, plans, outcomes)
     return outcomes
-
-
-def train_oracles(task: Task, plan: Plan, seeds: Sequence[int] = (0,), workers: int = 2) -> list[Oracle]:
-    """One model per subset of inputs, trained on it alone: what is possible there."""
-    with workers_for(task, workers) as run:
-        masks = [tuple(mask.tolist()) for mask in all_subsets(len(task.train.modalities))]
-        jobs = [(train_oracle, (plan.trying({}, seed), mask)) for mask in masks for seed in seeds]
-        return [oracle for oracle in run(jobs) if oracle is not None]
 
 
 def oracle_plan(model: ModelConfig, train: TrainConfig) -> Plan:

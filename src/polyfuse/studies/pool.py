@@ -35,7 +35,7 @@ class Job(Protocol):
         ...
 
 
-def run_jobs(jobs: Iterable[Any], workers: int, done: Callable[[Any, Any], Iterable[Any]]) -> None:
+def run_jobs(jobs: Iterable[Job], workers: int, done: Callable[[Any, Any], Iterable[Job]]) -> None:
     """Run jobs, and those that ``done`` (called here, with a job and its answer) asks for.
 
     Args:
@@ -44,9 +44,9 @@ def run_jobs(jobs: Iterable[Any], workers: int, done: Callable[[Any, Any], Itera
         done: Told every answer as it comes; returns further jobs.
     """
     numbers = itertools.count()
-    queue: list[tuple[tuple[float, ...], int, Any]] = []
+    queue: list[tuple[tuple[float, ...], int, Job]] = []
 
-    def add(more: Iterable[Any]) -> None:
+    def add(more: Iterable[Job]) -> None:
         for job in more:
             heapq.heappush(queue, (job.urgency, next(numbers), job))
 
@@ -66,14 +66,14 @@ def run_jobs(jobs: Iterable[Any], workers: int, done: Callable[[Any, Any], Itera
 
 
 def _run_in_processes(
-    queue: list[tuple[tuple[float, ...], int, Any]],
-    add: Callable[[Iterable[Any]], None],
+    queue: list[tuple[tuple[float, ...], int, Job]],
+    add: Callable[[Iterable[Job]], None],
     workers: int,
-    done: Callable[[Any, Any], Iterable[Any]],
+    done: Callable[[Any, Any], Iterable[Job]],
 ) -> None:
     context = multiprocessing.get_context("spawn")
     processes: dict[Connection, BaseProcess] = {}
-    busy: dict[Connection, Any] = {}
+    busy: dict[Connection, Job] = {}
     idle: list[Connection] = []
 
     def hire() -> None:

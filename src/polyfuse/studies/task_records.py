@@ -311,23 +311,6 @@ def figure_table(
     return Table(title, heads, tuple(rows), keep=min(keep, len(kept)))
 
 
-def setting_table(
-    records: Records,
-    title: str,
-    metric: str,
-    settings: Sequence[str] = (),
-    arms: Sequence[str] = (),
-    *,
-    kind: str = "share",
-    unit: str = "%",
-    best: str = "high",
-    labels: Mapping[str, str] | None = None,
-) -> Table:
-    """Arms by settings, one figure."""
-    columns = [Column(metric, s or "all", unit, kind, best, s) for s in settings or records.settings]
-    return figure_table(records, title, columns, arms, labels=labels, keep=len(columns))
-
-
 def gap_table(
     records: Records,
     title: str,

@@ -1,6 +1,5 @@
 """Tiled contrastive losses: equal to the dense ones, and of a memory that does not grow with the batch."""
 
-import itertools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -62,12 +61,9 @@ def measure(loss: Callable[..., Tensor], count: int, **settings: Any) -> tuple[i
 
 @pytest.mark.parametrize("loss", [chunked_info_nce, chunked_siglip])
 def test_memory_is_flat_in_the_batch(loss: Callable[..., Tensor]) -> None:
-    per_row = 0 if loss is chunked_siglip else 4 * 4  # two sums in float32, and, while they are added, two more
-    found = {count: measure(loss, count, chunk=CHUNK)[0] for count in (128, 512, 2048)}
-    for small, large in itertools.pairwise(found):
-        assert found[large] - found[small] <= per_row * (large - small), found
-    assert found[2048] < 2048 * 2048  # not a quarter of the table of float32
-    assert measure(loss, 2048, chunk=CHUNK)[1] == 2048 * WIDTH * 4  # nothing made is larger than a gradient
+    found = {count: measure(loss, count, chunk=CHUNK) for count in (128, 512, 1024)}
+    assert len({peak for peak, _ in found.values()}) == 1, found  # to the byte
+    assert found[1024][1] == 1024 * WIDTH * 4  # nothing made is larger than a gradient
 
 
 def test_the_measure_sees_the_table_of_the_dense_form() -> None:
@@ -77,12 +73,12 @@ def test_the_measure_sees_the_table_of_the_dense_form() -> None:
     assert large > 512 * 512 * 4
 
 
-def test_ids_and_presence_cost_a_few_numbers_per_row() -> None:
+def test_ids_and_presence_cost_nothing_per_row() -> None:
     found = []
-    for count in (512, 2048):
+    for count in (128, 512, 1024):
         ids, present = torch.arange(count) // 3, torch.arange(count) % 7 > 0
         found.append(measure(chunked_info_nce, count, chunk=CHUNK, ids=ids, present=present)[0])
-    assert found[1] - found[0] <= 64 * (2048 - 512)
+    assert len(set(found)) == 1, found
 
 
 @pytest.mark.parametrize("chunk", [3, 11, 64])

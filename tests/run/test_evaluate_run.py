@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyfuse.data.encode import prepare
+from polyfuse.data.overlap import rows_met
 from polyfuse.errors import UserError
 from polyfuse.report.abstention import always_flagged
 from polyfuse.report.content import ReportData
@@ -140,6 +141,29 @@ def test_a_labelled_table_may_lack_inputs_but_not_all_and_not_the_target(run: Ru
         read_labelled(run.encoder, write("c.csv", "category,x", "symbols,1"))
     with pytest.raises(UserError, match=r"no row of 'd.csv' has a known target and an input: .*no usable input"):
         read_labelled(run.encoder, write("d.csv", "category,name", "symbols,"))
+
+
+def test_rows_that_the_run_has_met_are_named(run: Run, table: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    head, *lines = table.read_text(encoding="utf-8").splitlines()
+    prepared = prepare(run.config.data, folder=folder)
+    judged = [*prepared.rows["train"][:3], *prepared.rows["test"][:4], prepared.rows["validation"][0]]
+    again = table.parent / "again.csv"
+    again.write_text("\n".join([head, *(lines[row].replace(",", " ,", 1) for row in judged)]), encoding="utf-8")
+    learned = {lines[row].partition(",")[2] for part in ("train", "validation") for row in prepared.rows[part]}
+    repeated = [place for place, row in enumerate(judged) if lines[row].partition(",")[2] in learned]
+    assert {0, 1, 2, 7} <= set(repeated)
+    assert len(repeated) < 8
+    assert rows_met(run.config.data, prepared.rows["train"] + prepared.rows["validation"], again) == repeated
+    said: list[str] = []
+    found = evaluate_run(folder, table=again, say=said.append)
+    (warning,) = [line for line in said if line.startswith("warning")]
+    assert f"'again.csv' with the inputs and target of a training or validation row: {len(repeated)};" in warning
+    assert [p.count for p in found.report.data.problems if p.kind == "met in training"] == [len(repeated)]
+    fresh = table.parent / "fresh.csv"
+    fresh.write_text("\n".join([head, *(line.replace("e", "ee") for line in lines[:40])]), encoding="utf-8")
+    assert rows_met(run.config.data, prepared.rows["train"], fresh) == []
 
 
 def test_unplug_says_whether_each_input_is_used(run: Run, tmp_path: Path) -> None:

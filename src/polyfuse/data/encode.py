@@ -98,7 +98,7 @@ class _Overview:
     readable: list[bool] = field(default_factory=list)
 
 
-def _text_of(cell: Any) -> str:
+def content_of(cell: Any) -> str:
     """A cell's content as a string that another content does not have."""
     if cell is None or isinstance(cell, str):
         return cell or ""
@@ -128,7 +128,7 @@ def _overview(source: _Source, config: DataConfig, problems: Problems) -> _Overv
             for i in (i for i in rows if chunk.columns[config.id][i] is None and i not in bad):
                 problems.add("row", "empty id", chunk.first_row + i)
         else:
-            content = zip(*(map(_text_of, chunk.columns[name]) for name in config.used_columns), strict=True)
+            content = zip(*(map(content_of, chunk.columns[name]) for name in config.used_columns), strict=True)
             names = [_digest("\x1f".join(row).encode(errors="replace")) for row in content]
         view.units += names
         for i, name in enumerate(names):

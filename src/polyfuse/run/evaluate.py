@@ -9,6 +9,7 @@ from typing import Any
 from polyfuse.config import RunConfig
 from polyfuse.data.batch import Batch, concatenate
 from polyfuse.data.encode import Prepared, TableEncoder, prepare
+from polyfuse.data.overlap import rows_met
 from polyfuse.data.problems import Problems
 from polyfuse.data.schema import nearest
 from polyfuse.data.table import read_chunks, read_header
@@ -87,6 +88,7 @@ def evaluate_run(
     if table is not None:
         folder = folder / "evaluations" / table.stem
         test, problems = read_labelled(run.encoder, table, say)
+        _name_rows_met(run, prepared, table, problems, say)
         prepared = dataclasses.replace(prepared, test=test, problems=problems)
     report = run_report(
         config, run.folder, prepared, run.model, run.calibration, None, test, permutations=PERMUTATIONS if unplug else 1
@@ -101,6 +103,19 @@ def evaluate_run(
     folder.mkdir(parents=True, exist_ok=True)
     write_report(report, folder)
     return Evaluated(folder, report, unplug)
+
+
+def _name_rows_met(run: Run, prepared: Prepared, table: Path, problems: Problems, say: Say) -> None:
+    """Say which rows of a table the run learned from, or was chosen by."""
+    learned = {*prepared.rows["train"], *prepared.rows["validation"]}
+    met = rows_met(run.config.data, learned, table, delimiter=delimiter_of(run.encoder, table))
+    for row in met:
+        problems.add("row", "met in training", row)
+    if met:
+        say(
+            f"warning: rows of '{table.name}' with the inputs and target of a training or validation row: {len(met)}; "
+            "they are judged too, and the scores are the better for it"
+        )
 
 
 def add_oracles(report: ReportData, config: RunConfig, prepared: Prepared, say: Say, workers: int = 2) -> None:

@@ -15,6 +15,7 @@ from marked import put
 
 PAGE = Path(__file__).parent / "task-studies.md"
 MARKS = {"better": " ▲", "worse": " ▼"}
+OWN = re.compile(r" --(only|workers|out) ('[^']*'|[^ ]+)")
 Report = Mapping[str, Any]
 
 
@@ -36,7 +37,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
 def section(report: Report) -> str:
     """What stands between the marks of one study."""
     # Neither the number of processes nor an arm done again changes what the records hold.
-    commands = "; ".join(f"`{re.sub(r' --(only|workers|out) [^ ]+', '', c)}`" for c in report["commands"])
+    commands = "; ".join(f"`{re.sub(OWN, '', c)}`" for c in report["commands"])
     minutes = report["seconds"] / 60
     lines = [
         f"Printed by {commands}: {report['seeds']} seeds, {minutes:.0f} minutes of one core. {report['question']}",

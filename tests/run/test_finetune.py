@@ -1,6 +1,8 @@
 """`polyfuse finetune`: what trains is what was asked, a run folder answers for itself, mistakes are named."""
 
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +113,18 @@ RESUMED = {
     "augmented": ["augment={erase: 0.5, words: 0.2}", "drop={image: 0.3}"],
     "frozen": ["freeze=[stem, backbone]"],
 }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_two_processes_do_not_train_into_one_folder(tmp_path: Path) -> None:
+    import fcntl
+
+    finetune_run("none", config_file(tmp_path), out=tmp_path / "run", progress=False)
+    handle = os.open(tmp_path / "run", os.O_RDONLY)  # a lock of its own, as another process has
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process is training into"):
+        finetune_run(str(tmp_path / "run"), resume=True, progress=False)
+    os.close(handle)
 
 
 @pytest.mark.parametrize("how", sorted(RESUMED))

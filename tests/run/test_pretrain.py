@@ -209,6 +209,19 @@ def test_ctrl_c_says_how_to_carry_on(config: Path, tmp_path: Path, monkeypatch: 
     assert said[-1] == f"interrupted; carry on with: polyfuse pretrain --resume {tmp_path / 'run'}"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_two_processes_do_not_train_into_one_folder(config: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    run(config, tmp_path / "run", "train.steps=1")
+    handle = os.open(tmp_path / "run", os.O_RDONLY)  # a lock of its own, as another process has
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process is training into"):
+        pretrain_run(tmp_path / "run", resume=True, progress=False)
+    os.close(handle)
+    assert pretrain_run(tmp_path / "run", resume=True, progress=False) is not None
+
+
 def test_sources_that_changed_are_not_resumed(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config, tmp_path / "run")
     monkeypatch.setattr(sources, "load_source", lambda name, **args: load(name, **args, seed=1))

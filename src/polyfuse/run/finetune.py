@@ -18,7 +18,7 @@ from polyfuse.layers.lora import add_lora, lora_layers, merge_lora
 from polyfuse.report.context import versions
 from polyfuse.report.plain import plain
 from polyfuse.run.columns import aligned
-from polyfuse.run.folder import CONFIG, VERSIONS, emptied_on_mistake
+from polyfuse.run.folder import CONFIG, VERSIONS, alone, emptied_on_mistake
 from polyfuse.run.source import Say, quiet
 from polyfuse.run.task_folder import ANSWERS, MODEL, TASK, WORDS, check_command, read_task_run
 from polyfuse.tasks.batch import TRAIN, TaskData
@@ -140,7 +140,10 @@ def finetune_run(
     made = str(source if resume else new_folder(source.stem, out)) if first else ""
     folder = Path(made if fabric is None else fabric.broadcast(made))
     try:
-        with emptied_on_mistake(folder) if first and not resume else contextlib.nullcontext():
+        with (
+            alone(folder) if first else contextlib.nullcontext(),
+            emptied_on_mistake(folder) if first and not resume else contextlib.nullcontext(),
+        ):
             if first and not resume:
                 write_text(folder / CONFIG, to_yaml(settings))
                 write_json(folder / VERSIONS, versions())

@@ -20,7 +20,7 @@ from polyfuse.files import check_new, new_folder, read_json, write_json, write_t
 from polyfuse.report.context import versions
 from polyfuse.report.plain import plain
 from polyfuse.run.columns import aligned
-from polyfuse.run.folder import CONFIG, VERSIONS, emptied_on_mistake
+from polyfuse.run.folder import CONFIG, VERSIONS, alone, emptied_on_mistake
 from polyfuse.run.pretrain_parts import HeldOut, Parts, build_parts, rows_of
 from polyfuse.run.source import Say, quiet
 from polyfuse.run.task_folder import check_command
@@ -125,7 +125,10 @@ def pretrain_run(
     made = str(source if resume else new_folder(source.stem, out)) if first else ""
     folder = Path(made if fabric is None else fabric.broadcast(made))
     try:
-        with emptied_on_mistake(folder) if first and not resume else contextlib.nullcontext():
+        with (
+            alone(folder) if first else contextlib.nullcontext(),
+            emptied_on_mistake(folder) if first and not resume else contextlib.nullcontext(),
+        ):
             if first and not resume:
                 save_config(config, folder / CONFIG)
                 write_json(folder / VERSIONS, versions())

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -193,3 +194,14 @@ def test_contradiction_is_refused_before_anything_is_written(make_data: Build, t
     with pytest.raises(ValueError, match="unknown arms nobody"):
         write_report(data, tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_lead_counts_the_arms_that_ran_once(make_data: Build) -> None:
+    data = make_data(arms=3, seeds=2)
+    assert " arms with 2 seeds each" in Page(html(data)).text
+    last = data.arms[2]
+    data.arms[2] = replace(last, seeds=last.seeds[:1], train_seconds=last.train_seconds[:1])
+    data.subset_records = [r for r in data.subset_records if r.arm != last.name or r.seed == last.seeds[0]]
+    found = re.search(r"(\d+) arms, (\d+) of them with 2 seeds, ", Page(html(data)).text)
+    assert found is not None
+    assert int(found[1]) == int(found[2]) + 1

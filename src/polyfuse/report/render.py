@@ -203,7 +203,10 @@ def _lead(s: Summary) -> str:
     d, arms = s.data, len(s.ranked)
     seeds = max((len(r.arm.seeds) for r in s.ranked), default=1)
     what = f"{arms} arms" if arms > 1 else s.ranked[0].arm.title if s.ranked else "Nothing"
-    times = f" with {seeds} seeds each" if arms > 1 and seeds > 1 else f" with {seeds} seeds" if seeds > 1 else ""
+    often = sum(len(r.arm.seeds) == seeds for r in s.ranked)  # a baseline without a draw runs once
+    times = f" with {seeds} seeds" if seeds > 1 else ""
+    if times and arms > 1:
+        times = f"{times} each" if often == arms else f", {often} of them{times},"
     rows = ", ".join(f"{n:,} {split}" for split, n in d.data.rows.items())
     on = f" on {d.data.name}" if d.data.name else ""
     inputs = d.modalities[0] if len(d.modalities) == 1 else f"{', '.join(d.modalities[:-1])} and {d.modalities[-1]}"

@@ -40,7 +40,7 @@ class ShardsWritten:
 
     def text(self) -> str:
         """A few lines."""
-        first = f"{self.folder}: {self.samples:,} samples in {self.shards:,} shards"
+        first = f"{self.folder}: {self.samples:,} samples in {self.shards:,} shard{'' if self.shards == 1 else 's'}"
         return "\n".join([first] + [f"problem: {line}" for line in self.problems.lines()])
 
 

@@ -164,6 +164,9 @@ def test_only_runs_an_arm_again_and_leaves_the_others(
     assert sorted(numbers(folder)) == sorted(numbers(made[0]))
     with pytest.raises(UserError, match="unknown arm 'lat'; did you mean 'late'"):
         run_study(STUDY, scale="smoke", out=folder, only=["lat"], workers=1)
+    with pytest.raises(UserError, match="unknown arm"):
+        run_study(STUDY, scale="smoke", out=folder / "new", only=["lat"], workers=1)
+    assert not (folder / "new").exists()
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 1), (2, 1)])

@@ -35,6 +35,7 @@ from polyfuse.studies.answering import (
 )
 from polyfuse.studies.attention_page import MAPS, SIZES, SPEED, charts, tables, verdict
 from polyfuse.studies.fusion_vqa import world_options
+from polyfuse.studies.pool import one_thread
 from polyfuse.studies.task_jobs import Outcome, TaskJob, TaskStudy
 from polyfuse.tasks.backbones import MultimodalBackbone
 from polyfuse.tasks.batch import TaskBatch
@@ -115,12 +116,8 @@ def time_arms(job: TaskJob, folder: Path) -> Outcome:
         arm: new_model(questions, {"backbone": backbone, "dim": options["dim"], "patch": options["patch"]}, job.seed)
         for arm, backbone in options["arms"].items()
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         seconds = side_by_side(models, questions, SIZES, options["rounds"])
-    finally:
-        torch.set_num_threads(threads)
     return Outcome({f"{arm} ms at {size}": 1e3 * value / size for (arm, size), value in seconds.items()})
 
 

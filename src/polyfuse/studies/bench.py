@@ -20,7 +20,7 @@ from polyfuse.studies.arms import Plan
 from polyfuse.studies.bench_jobs import FACTS, ArmJobs, DataJobs, is_done
 from polyfuse.studies.clock import Clock
 from polyfuse.studies.compare import Say
-from polyfuse.studies.folder import check_options, study_folder
+from polyfuse.studies.folder import begin, check_options, study_folder
 from polyfuse.studies.jobs import Answer, Place, StudyJob, clear_loaded
 from polyfuse.studies.ledger import data_name
 from polyfuse.studies.pool import run_jobs
@@ -63,6 +63,7 @@ def run_study(
     folder = study_folder(study.name, scale, out)
     run = _Run(study, size, folder, set(only), say)
     run.plan(places)
+    begin(folder, study.name, scale)
     try:
         run_jobs(run.first(), workers, run.done)
     except KeyboardInterrupt:

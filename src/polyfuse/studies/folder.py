@@ -21,7 +21,7 @@ def check_options(scale: str, scales: Collection[str], **numbers: int | None) ->
 
 
 def study_folder(study: str, scale: str, out: Path | None) -> Path:
-    """The folder of a study, made where it is new; else it must be of the same study and scale.
+    """The folder of a study: new, empty, or of the same study and scale. ``begin`` makes it.
 
     Raises:
         UserError: If it holds something else.
@@ -38,9 +38,14 @@ def study_folder(study: str, scale: str, out: Path | None) -> Path:
         return folder
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"'{folder}' is not empty and holds no study; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(note, {"study": study, "scale": scale})
     return folder
+
+
+def begin(folder: Path, study: str, scale: str) -> None:
+    """Make the folder of a study, and write down whose it is; nothing happens where it is."""
+    if not (folder / "study.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "study.json", {"study": study, "scale": scale})
 
 
 def file_name(text: str) -> str:

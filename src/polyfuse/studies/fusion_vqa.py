@@ -31,6 +31,7 @@ from polyfuse.studies.answering import (
     words_alone,
 )
 from polyfuse.studies.fusion_vqa_page import COUNTED, PICTURE, SIZES, TOGETHER, WORDS, charts, tables, verdict
+from polyfuse.studies.pool import one_thread
 from polyfuse.studies.task_jobs import Outcome, TaskJob, TaskStudy
 from polyfuse.tasks.model import TaskModel
 
@@ -203,12 +204,8 @@ def put_together(job: TaskJob, folder: Path) -> Outcome:
         fusion: new_model(questions, frame | {"backbone": {**backbone, "num_heads": 4}}, job.seed)
         for fusion, backbone in FUSIONS.items()
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         seconds = side_by_side(models, questions, SIZES, job.options["rounds"])
-    finally:
-        torch.set_num_threads(threads)
     figures |= {f"{name} questions/s at {size}": size / value for (name, size), value in seconds.items()}
     shown = differing(questions, said, job.setting, job.options["shown"]) if job.seed == 0 else []
     return Outcome(figures, examples=shown)

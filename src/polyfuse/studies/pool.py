@@ -18,6 +18,17 @@ from typing import Any, Protocol
 import torch
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch in this process on one thread: the same sums, to the bit, whatever the machine or the environment."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Job(Protocol):
     """What a worker runs; it is pickled."""
 
@@ -52,14 +63,10 @@ def run_jobs(jobs: Iterable[Job], workers: int, done: Callable[[Any, Any], Itera
 
     add(jobs)
     if workers <= 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             while queue:
                 job = heapq.heappop(queue)[2]
                 add(done(job, job.run()))
-        finally:
-            torch.set_num_threads(threads)
         return
     with _one_thread_each():
         _run_in_processes(queue, add, min(workers, max(len(queue), 1)), done)

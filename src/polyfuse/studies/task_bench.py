@@ -17,7 +17,7 @@ from polyfuse.errors import UserError
 from polyfuse.files import write_json
 from polyfuse.report.context import machine, this_command, versions
 from polyfuse.report.task_page import TaskReport, console_lines, write_task_page
-from polyfuse.studies.folder import check_options, study_folder
+from polyfuse.studies.folder import begin, check_options, study_folder
 from polyfuse.studies.pool import run_jobs
 from polyfuse.studies.results import StudyResult, shard_meta
 from polyfuse.studies.task_jobs import Key, TaskJob, TaskStudy, Work, fingerprint, needs_of
@@ -58,6 +58,7 @@ def run_task_study(
     for arm in sorted(set(only) - set(known)):
         raise UserError(f"unknown arm '{arm}'{nearest(arm, known) or ';'} known: {', '.join(known)}")
     folder = study_folder(study.name, scale, out)
+    begin(folder, study.name, scale)
     run = _Run(study, [replace(job, jobs_folder=folder / "jobs") for job in jobs], frozenset(only), say)
     try:
         run_jobs(run.first(), workers, run.done)

@@ -1,4 +1,4 @@
-"""A script run as two processes that find each other, each of which writes down what it saw."""
+"""A script run as two processes that find each other, and what they saw."""
 
 import json
 import os
@@ -28,3 +28,19 @@ def run_two(script: Path, folder: Path) -> list[dict[str, Any]]:
     files = [folder / f"rank{rank}.json" for rank in range(2)]
     assert all(file.exists() for file in files), "\n".join(errors)
     return [json.loads(file.read_text()) for file in files]
+
+
+def torchrun_two(script: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """The records that ``torchrun ... script FOLDER`` printed, one line of JSON each, by their ``case``."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(  # noqa: S603 - our own script
+        [*command, str(script), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {record["case"]: record for record in records}

@@ -1,9 +1,5 @@
 """Fine-tuning in two processes is that of one, replicas and sharded; ``drive_finetune_ddp.py`` does the work."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +9,7 @@ from polyfuse.errors import UserError
 from polyfuse.train.finetune import FineTune, fine_tune
 from polyfuse.train.task_loop import LoopSettings
 
+from ..two_processes import torchrun_two
 from .task_toy import toy_data, toy_model, toy_words
 
 REPLICAS = (
@@ -25,14 +22,7 @@ SHARDED = ("vqa", "layer decay", "adapters", "frozen stem", "frozen stem and bac
 
 @pytest.fixture(scope="module")
 def driven(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    script = str(Path(__file__).with_name("drive_finetune_ddp.py"))
-    folder = str(tmp_path_factory.mktemp("finetune"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, folder]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)  # noqa: S603
-    assert done.returncode == 0, done.stderr[-3000:]
-    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {record["case"]: record for record in records}
+    return torchrun_two(Path(__file__).with_name("drive_finetune_ddp.py"), tmp_path_factory.mktemp("finetune"))
 
 
 @pytest.mark.parametrize("case", [*REPLICAS, *(f"sharded: {case}" for case in SHARDED)])

@@ -1,13 +1,11 @@
 """Two processes under torchrun give the losses and gradients of one; ``drive_ddp.py`` does the work."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ..two_processes import torchrun_two
 
 CASES = (
     "concat",
@@ -27,14 +25,7 @@ CASES = (
 
 @pytest.fixture(scope="module")
 def driven(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    script = str(Path(__file__).with_name("drive_ddp.py"))
-    folder = str(tmp_path_factory.mktemp("ddp"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, folder]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)  # noqa: S603
-    assert done.returncode == 0, done.stderr[-3000:]
-    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {record["case"]: record for record in records}
+    return torchrun_two(Path(__file__).with_name("drive_ddp.py"), tmp_path_factory.mktemp("ddp"))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,9 +1,5 @@
 """Two processes give the losses and gradients of one, replicas and sharded; ``drive_tasks_ddp.py`` does the work."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from polyfuse.train.task_parts import visual_places
 from polyfuse.train.task_shares import _CONTRAST, _PAIRED, COUNTS, can_share, shared_loss
 
 from ..tasks.test_objectives import build
+from ..two_processes import torchrun_two
 from .task_toy import toy_tasks
 
 SHAREABLE = (
@@ -35,14 +32,7 @@ SHARDED = ("mixed", "sampled", "contrast", "hard_match", "two streams", "in two 
 
 @pytest.fixture(scope="module")
 def driven(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    script = str(Path(__file__).with_name("drive_tasks_ddp.py"))
-    folder = str(tmp_path_factory.mktemp("ddp"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, folder]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)  # noqa: S603
-    assert done.returncode == 0, done.stderr[-3000:]
-    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {record["case"]: record for record in records}
+    return torchrun_two(Path(__file__).with_name("drive_tasks_ddp.py"), tmp_path_factory.mktemp("ddp"))
 
 
 @pytest.mark.parametrize("case", [*REPLICAS, *(f"sharded: {case}" for case in SHARDED)])

@@ -129,7 +129,8 @@ def _deb_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
     tool = shutil.which("dpkg-deb")
     if tool is None:
         raise UserError(f"{archive.name}: unpacking needs dpkg-deb, which is not on the PATH (Debian or Ubuntu only)")
-    with subprocess.Popen([tool, "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE) as process:  # noqa: S603
+    command = [tool, "--fsys-tarfile", str(archive)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:  # noqa: S603 (our own arguments, no shell)
         assert process.stdout is not None  # noqa: S101 (asked for above)
         yield from _tar_members(archive, process.stdout)
         process.stdout.read()
